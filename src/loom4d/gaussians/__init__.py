@@ -1,0 +1,1 @@
+"""Image grids to dynamic Gaussians, and dynamic Gaussians to pictures."""

@@ -1,0 +1,29 @@
+"""`rasterize(gaussians, cameras, options, backend)`: Gaussians and cameras to colour, alpha and depth."""
+
+from __future__ import annotations
+
+from loom4d import native
+from loom4d.cameras import Cameras
+from loom4d.gaussians.gaussians import Ellipsoids, Gaussians
+from loom4d.gaussians.rasterize.cpu import rasterize_cpu
+from loom4d.gaussians.rasterize.pictures import Backend, RasterOptions, Rendering
+from loom4d.gaussians.rasterize.reference import rasterize_reference
+
+BACKENDS: dict[str, Backend] = {"reference": rasterize_reference, "cpu": rasterize_cpu}
+
+__all__ = ["BACKENDS", "Backend", "RasterOptions", "Rendering", "default_backend", "rasterize"]
+
+
+def default_backend() -> str:
+    """ "cpu" where the native library loads, else "reference", which is some 30 times slower: long work says so."""
+    return "reference" if native.load() is None else "cpu"
+
+
+def rasterize(
+    gaussians: Gaussians | Ellipsoids, cameras: Cameras, options: RasterOptions, backend: str | None = None
+) -> Rendering:
+    """One picture per camera. Fields with batch axes (as the cameras) give each picture its own instant."""
+    name = backend or default_backend()
+    if name not in BACKENDS:
+        raise ValueError(f"unknown rasteriser {name!r}; choose one of {', '.join(BACKENDS)}")
+    return BACKENDS[name](gaussians, cameras, options)

@@ -1,0 +1,596 @@
+// Differentiable rasterisation of anisotropic Gaussians on CPU: the fast twin of rasterize/reference.py.
+//
+// Images are independent. For each: project, sort by depth, list the Gaussians of every 16-pixel tile (one row of a tile
+// is one 512-bit register), blend front to back. The backward pass also runs front to back: with the prefix sum
+// S_i = sum_{j<=i} w_j (c_j . g) of the blended sum, dL/dalpha_i = T_i (c_i . g) - (S_total - S_i) / (1 - alpha_i), so
+// nothing is stored per pixel but the picture. Each (Gaussian, tile) pair owns a slot for its gradients; slots are
+// summed in a fixed order, so the result does not depend on the number of threads.
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define LOOM4D_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define LOOM4D_CLONES
+#endif
+
+extern "C" {
+
+// Mirrors `Scene` in cpu.py. Strides count floats from one image to the next; 0 shares the field among all images.
+struct Loom4dScene {
+    int64_t images, points, height, width, threads;
+    const float *means, *covariances, *opacities, *colours, *cameras, *offsets;
+    int64_t means_stride, covariances_stride, opacities_stride, colours_stride;
+    float blur, cut, cap, near_plane;
+};
+
+struct Loom4dPictures {  // blended (image, 4, H, W) is premultiplied colour and weighted depth; the others (image, H, W)
+    float *blended, *alpha, *median;
+};
+
+struct Loom4dGradients {  // shaped as the fields of the scene they belong to
+    float *means, *covariances, *opacities, *colours, *offsets;
+};
+}
+
+namespace {
+
+constexpr int kTile = 16, kPixels = kTile * kTile, kSlot = 10;
+constexpr float kOpaque = 1e-6f;  // a tile ends when no pixel lets more light through than this
+constexpr float kLog2E = 1.44269504088896340736f;
+
+struct Splat {  // log2 alpha(dx, dy) = log2_opacity - (xx dx^2 + xy dx dy + yy dy^2)
+    float x, y, xx, xy, yy, log2_opacity, red, green, blue, depth;
+    int16_t top, bottom;  // rows that it may touch
+    int32_t point;
+};
+
+struct Entry {
+    uint32_t splat, slot;
+};
+
+struct Image {
+    std::vector<Splat> splats;           // visible ones, nearest first
+    std::vector<int32_t> splat_of;       // point -> splat, or -1
+    std::vector<uint32_t> first_slot;    // splat -> its first slot; one more at the end
+    std::vector<uint32_t> tile_start;    // tile -> first entry; one more at the end
+    std::vector<uint32_t> tile_end;      // tile -> end of the entries that were blended
+    std::vector<Entry> entries;
+};
+
+struct State {
+    std::vector<Image> images;
+};
+
+struct Camera {  // world to camera with x right, y down, z ahead; focal lengths and centre in pixels
+    float r[9], t[3], fx, fy, cx, cy;
+};
+static_assert(sizeof(Camera) == 16 * sizeof(float));
+
+int tiles_along(int64_t pixels) { return static_cast<int>((pixels + kTile - 1) / kTile); }
+
+bool finite(float value) {  // survives -ffinite-math-only
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return (bits & 0x7f800000u) != 0x7f800000u;
+}
+
+// Runs task(0..count-1) on several threads; the order is free, so tasks must not share what they write. A task that
+// throws ends the work and is thrown again here. Threads live for one call only: a forked child can go on rendering.
+void parallel(int64_t threads, int64_t count, const std::function<void(int64_t)> &task) {
+    std::atomic<int64_t> next{0};
+    std::exception_ptr failure;
+    std::mutex guard;
+    auto work = [&] {
+        try {
+            for (int64_t index = next++; index < count; index = next++) task(index);
+        } catch (...) {
+            std::lock_guard<std::mutex> lock(guard);
+            failure = std::current_exception();
+            next = count;
+        }
+    };
+    std::vector<std::thread> others;
+    try {
+        for (int64_t i = 1; i < std::min(threads, count); ++i) others.emplace_back(work);
+    } catch (const std::exception &) {  // the system gives no more threads: those that run suffice
+    }
+    work();
+    for (auto &thread : others) thread.join();
+    if (failure) std::rethrow_exception(failure);
+}
+
+struct Projection {
+    float x, y, z;           // in camera space
+    float u, v;              // x/z and y/z, kept near the picture where the local affine map is used
+    bool u_free, v_free;     // false where that clamp acts
+    float m[6];              // 2 x 3 map from world offsets to pixels
+    float xx, xy, yy;        // covariance in pixels, blurred
+};
+
+Projection project(const Camera &camera, const float *mean, const float *cov, const Loom4dScene &scene) {
+    Projection p;
+    const float *r = camera.r;
+    p.x = r[0] * mean[0] + r[1] * mean[1] + r[2] * mean[2] + camera.t[0];
+    p.y = r[3] * mean[0] + r[4] * mean[1] + r[5] * mean[2] + camera.t[1];
+    p.z = r[6] * mean[0] + r[7] * mean[1] + r[8] * mean[2] + camera.t[2];
+    const float inverse = 1.0f / p.z;
+    const float margin_u = 0.15f * scene.width / camera.fx, margin_v = 0.15f * scene.height / camera.fy;
+    const float u_low = -camera.cx / camera.fx - margin_u, u_high = (scene.width - camera.cx) / camera.fx + margin_u;
+    const float v_low = -camera.cy / camera.fy - margin_v, v_high = (scene.height - camera.cy) / camera.fy + margin_v;
+    const float u = p.x * inverse, v = p.y * inverse;
+    p.u = std::min(std::max(u, u_low), u_high);
+    p.v = std::min(std::max(v, v_low), v_high);
+    p.u_free = p.u == u;
+    p.v_free = p.v == v;
+    const float jx = camera.fx * inverse, jy = camera.fy * inverse;
+    for (int k = 0; k < 3; ++k) {
+        p.m[k] = jx * (r[k] - p.u * r[6 + k]);
+        p.m[3 + k] = jy * (r[3 + k] - p.v * r[6 + k]);
+    }
+    float half[6];  // m . covariance
+    for (int row = 0; row < 2; ++row)
+        for (int k = 0; k < 3; ++k)
+            half[3 * row + k] = p.m[3 * row] * cov[k] + p.m[3 * row + 1] * cov[3 + k] + p.m[3 * row + 2] * cov[6 + k];
+    p.xx = half[0] * p.m[0] + half[1] * p.m[1] + half[2] * p.m[2] + scene.blur;
+    p.xy = half[0] * p.m[3] + half[1] * p.m[4] + half[2] * p.m[5];
+    p.yy = half[3] * p.m[3] + half[4] * p.m[4] + half[5] * p.m[5] + scene.blur;
+    return p;
+}
+
+struct Box {
+    int left, right, top, bottom;  // pixels, end exclusive; empty boxes are invisible
+};
+
+// Fills `splat` and the pixels it may reach; false when it cannot be seen.
+bool make_splat(const Loom4dScene &scene, int64_t image, int64_t point, Splat &splat, Box &box) {
+    const float opacity = scene.opacities[image * scene.opacities_stride + point];
+    if (!finite(opacity) || opacity < scene.cut) return false;
+    const Camera &camera = reinterpret_cast<const Camera *>(scene.cameras)[image];
+    const float *mean = scene.means + image * scene.means_stride + 3 * point;
+    const float *cov = scene.covariances + image * scene.covariances_stride + 9 * point;
+    const Projection p = project(camera, mean, cov, scene);
+    const float determinant = p.xx * p.yy - p.xy * p.xy;
+    if (!finite(p.z) || p.z <= scene.near_plane || !finite(determinant) || determinant <= 0) return false;
+    splat.x = camera.fx * p.x / p.z + camera.cx;
+    splat.y = camera.fy * p.y / p.z + camera.cy;
+    if (scene.offsets) {
+        splat.x += scene.offsets[(image * scene.points + point) * 2];
+        splat.y += scene.offsets[(image * scene.points + point) * 2 + 1];
+    }
+    const float scale = 0.5f * kLog2E / determinant;
+    splat.xx = scale * p.yy;
+    splat.xy = -2.0f * scale * p.xy;
+    splat.yy = scale * p.xx;
+    const float reach = std::sqrt(2.0f * std::log(opacity / scene.cut));  // in standard deviations, to the alpha cut
+    const float reach_x = reach * std::sqrt(p.xx) + 1e-3f, reach_y = reach * std::sqrt(p.yy) + 1e-3f;
+    if (!finite(splat.x) || !finite(splat.y) || !finite(reach_x) || !finite(reach_y) || !finite(splat.xx)) return false;
+    const float width = scene.width, height = scene.height;  // pixel centres lie at +1/2
+    box.left = static_cast<int>(std::min(std::max(std::ceil(splat.x - reach_x - 0.5f), 0.0f), width));
+    box.right = static_cast<int>(std::min(std::max(std::floor(splat.x + reach_x + 0.5f), 0.0f), width));
+    box.top = static_cast<int>(std::min(std::max(std::ceil(splat.y - reach_y - 0.5f), 0.0f), height));
+    box.bottom = static_cast<int>(std::min(std::max(std::floor(splat.y + reach_y + 0.5f), 0.0f), height));
+    if (box.left >= box.right || box.top >= box.bottom) return false;
+    const float *colour = scene.colours + image * scene.colours_stride + 3 * point;
+    splat.log2_opacity = std::log2(opacity);
+    splat.red = colour[0], splat.green = colour[1], splat.blue = colour[2];
+    splat.depth = p.z;
+    splat.top = static_cast<int16_t>(box.top), splat.bottom = static_cast<int16_t>(box.bottom);
+    splat.point = static_cast<int32_t>(point);
+    return true;
+}
+
+// Stable order of positive floats, by three radix passes over their bits.
+std::vector<uint32_t> nearest_first(const std::vector<Splat> &splats) {
+    const size_t count = splats.size();
+    std::vector<uint64_t> keys(count), other(count);
+    for (size_t i = 0; i < count; ++i) {
+        uint32_t bits;
+        std::memcpy(&bits, &splats[i].depth, sizeof bits);
+        keys[i] = (static_cast<uint64_t>(bits) << 32) | i;
+    }
+    for (int shift = 32; shift < 64; shift += 11) {
+        uint32_t bins[2049] = {};
+        for (uint64_t key : keys) ++bins[((key >> shift) & 2047) + 1];
+        for (int i = 0; i < 2048; ++i) bins[i + 1] += bins[i];
+        for (uint64_t key : keys) other[bins[(key >> shift) & 2047]++] = key;
+        keys.swap(other);
+    }
+    std::vector<uint32_t> order(count);
+    for (size_t i = 0; i < count; ++i) order[i] = static_cast<uint32_t>(keys[i]);
+    return order;
+}
+
+void prepare(const Loom4dScene &scene, int64_t index, Image &image) {
+    std::vector<Splat> found;
+    std::vector<Box> boxes;
+    found.reserve(scene.points);
+    boxes.reserve(scene.points);
+    for (int64_t point = 0; point < scene.points; ++point) {
+        Splat splat;
+        Box box;
+        if (make_splat(scene, index, point, splat, box)) found.push_back(splat), boxes.push_back(box);
+    }
+    const auto order = nearest_first(found);
+    const int columns = tiles_along(scene.width), rows = tiles_along(scene.height);
+    image.splats.resize(found.size());
+    image.splat_of.assign(scene.points, -1);
+    image.first_slot.assign(found.size() + 1, 0);
+    image.tile_start.assign(static_cast<size_t>(columns) * rows + 1, 0);
+    for (size_t i = 0; i < order.size(); ++i) {
+        image.splats[i] = found[order[i]];
+        image.splat_of[image.splats[i].point] = static_cast<int32_t>(i);
+        const Box &box = boxes[order[i]];
+        uint32_t count = 0;
+        for (int row = box.top / kTile; row <= (box.bottom - 1) / kTile; ++row)
+            for (int column = box.left / kTile; column <= (box.right - 1) / kTile; ++column, ++count)
+                ++image.tile_start[row * columns + column + 1];
+        image.first_slot[i + 1] = image.first_slot[i] + count;
+    }
+    for (size_t tile = 0; tile + 1 < image.tile_start.size(); ++tile) image.tile_start[tile + 1] += image.tile_start[tile];
+    image.tile_end.assign(image.tile_start.begin(), image.tile_start.end() - 1);
+    image.entries.resize(image.first_slot.back());
+    for (size_t i = 0; i < order.size(); ++i) {
+        const Box &box = boxes[order[i]];
+        uint32_t slot = image.first_slot[i];
+        for (int row = box.top / kTile; row <= (box.bottom - 1) / kTile; ++row)
+            for (int column = box.left / kTile; column <= (box.right - 1) / kTile; ++column, ++slot)
+                image.entries[image.tile_end[row * columns + column]++] = {static_cast<uint32_t>(i), slot};
+    }
+}
+
+// 2^t for t in about [-100, 1]: rounding by a truncating conversion, which every vector unit has.
+inline __attribute__((always_inline)) float exp2_of(float t) {
+    const int whole = static_cast<int>(t - 0.5f);
+    const float f = t - static_cast<float>(whole);
+    float p = 1.5403530e-4f;
+    p = p * f + 1.3333558e-3f;
+    p = p * f + 9.6181291e-3f;
+    p = p * f + 5.5504109e-2f;
+    p = p * f + 2.4022651e-1f;
+    p = p * f + 6.9314718e-1f;
+    p = p * f + 1.0f;
+    const int bits = (whole + 127) << 23;
+    float power;
+    std::memcpy(&power, &bits, sizeof power);
+    return power * p;
+}
+
+struct Area {
+    int64_t left, top, columns, rows;  // a tile's pixels inside the picture
+};
+
+Area area_of(const Loom4dScene &scene, int tile) {
+    const int across = tiles_along(scene.width);
+    const int64_t left = static_cast<int64_t>(tile % across) * kTile, top = static_cast<int64_t>(tile / across) * kTile;
+    return {left, top, std::min<int64_t>(kTile, scene.width - left), std::min<int64_t>(kTile, scene.height - top)};
+}
+
+LOOM4D_CLONES void blend(const Loom4dScene &scene, const Loom4dPictures &out, Image &image, int64_t index, int tile) {
+    alignas(64) float through[kPixels], red[kPixels] = {}, green[kPixels] = {}, blue[kPixels] = {};
+    alignas(64) float depth[kPixels] = {}, median[kPixels] = {}, dx[kTile];
+    for (float &value : through) value = 1.0f;
+    const Area area = area_of(scene, tile);
+    const float cut = scene.cut, cap = scene.cap;
+    const uint32_t end = image.tile_start[tile + 1];
+    uint32_t entry = image.tile_start[tile];
+    for (; entry < end; ++entry) {
+        const Splat s = image.splats[image.entries[entry].splat];
+        const int first = std::max<int>(s.top - static_cast<int>(area.top), 0);
+        const int last = std::min<int>(s.bottom - static_cast<int>(area.top), kTile);
+        for (int x = 0; x < kTile; ++x) dx[x] = static_cast<float>(area.left + x) + 0.5f - s.x;
+        for (int y = first; y < last; ++y) {
+            const float dy = static_cast<float>(area.top + y) + 0.5f - s.y;
+            const float constant = s.log2_opacity - s.yy * dy * dy, slope = s.xy * dy;
+            float *t = through + y * kTile, *r = red + y * kTile, *g = green + y * kTile, *b = blue + y * kTile;
+            float *d = depth + y * kTile, *m = median + y * kTile;
+            for (int x = 0; x < kTile; ++x) {
+                const float power = constant - dx[x] * (slope + s.xx * dx[x]);
+                float alpha = exp2_of(power > -30.0f ? power : -30.0f);
+                alpha = alpha < cut ? 0.0f : alpha;
+                alpha = alpha > cap ? cap : alpha;
+                const float weight = t[x] * alpha, left = t[x] - weight;
+                r[x] += weight * s.red;
+                g[x] += weight * s.green;
+                b[x] += weight * s.blue;
+                d[x] += weight * s.depth;
+                m[x] = t[x] >= 0.5f && left < 0.5f ? s.depth : m[x];
+                t[x] = left;
+            }
+        }
+        if ((entry & 7) == 7) {
+            float most = 0.0f;
+            for (float value : through) most = value > most ? value : most;
+            if (most < kOpaque) {
+                ++entry;
+                break;
+            }
+        }
+    }
+    image.tile_end[tile] = entry;
+    const int64_t plane = scene.height * scene.width;
+    for (int64_t y = 0; y < area.rows; ++y) {
+        const int64_t pixel = (area.top + y) * scene.width + area.left;
+        for (int64_t x = 0; x < area.columns; ++x) {
+            const int64_t from = y * kTile + x;
+            float *blended = out.blended + index * 4 * plane + pixel + x;
+            blended[0] = red[from];
+            blended[plane] = green[from];
+            blended[2 * plane] = blue[from];
+            blended[3 * plane] = depth[from];
+            out.alpha[index * plane + pixel + x] = 1.0f - through[from];
+            out.median[index * plane + pixel + x] = median[from];
+        }
+    }
+}
+
+// Gradients of one tile into the slots of its entries: colour (3), depth, and the moments of
+// q = dL/d ln alpha over the pixels: q, q dx, q dy, q dx^2, q dx dy, q dy^2.
+LOOM4D_CLONES void blend_backward(const Loom4dScene &scene, const Loom4dPictures &out, const Loom4dPictures &grad,
+                                  const Image &image, int64_t index, int tile, float *slots) {
+    alignas(64) float through[kPixels], rest[kPixels] = {}, red[kPixels] = {}, green[kPixels] = {}, blue[kPixels] = {};
+    alignas(64) float depth[kPixels] = {}, dx[kTile];
+    for (float &value : through) value = 1.0f;
+    const Area area = area_of(scene, tile);
+    const int64_t plane = scene.height * scene.width;
+    for (int64_t y = 0; y < area.rows; ++y) {
+        const int64_t pixel = (area.top + y) * scene.width + area.left;
+        for (int64_t x = 0; x < area.columns; ++x) {
+            const int64_t to = y * kTile + x, single = index * plane + pixel + x, first = single + 3 * index * plane;
+            red[to] = grad.blended[first];
+            green[to] = grad.blended[first + plane];
+            blue[to] = grad.blended[first + 2 * plane];
+            depth[to] = grad.blended[first + 3 * plane];
+            rest[to] = red[to] * out.blended[first] + green[to] * out.blended[first + plane] +
+                       blue[to] * out.blended[first + 2 * plane] + depth[to] * out.blended[first + 3 * plane] -
+                       grad.alpha[single] * (1.0f - out.alpha[single]);
+        }
+    }
+    const float cut = scene.cut, cap = scene.cap;
+    for (uint32_t entry = image.tile_start[tile]; entry < image.tile_end[tile]; ++entry) {
+        const Splat s = image.splats[image.entries[entry].splat];
+        const int first = std::max<int>(s.top - static_cast<int>(area.top), 0);
+        const int last = std::min<int>(s.bottom - static_cast<int>(area.top), kTile);
+        alignas(64) float sums[7][kTile] = {};  // per column: colour, depth, q, q dy, q dy^2
+        for (int x = 0; x < kTile; ++x) dx[x] = static_cast<float>(area.left + x) + 0.5f - s.x;
+        for (int y = first; y < last; ++y) {
+            const float dy = static_cast<float>(area.top + y) + 0.5f - s.y;
+            const float constant = s.log2_opacity - s.yy * dy * dy, slope = s.xy * dy;
+            float *t = through + y * kTile, *left = rest + y * kTile;
+            const float *r = red + y * kTile, *g = green + y * kTile, *b = blue + y * kTile, *d = depth + y * kTile;
+            for (int x = 0; x < kTile; ++x) {
+                const float power = constant - dx[x] * (slope + s.xx * dx[x]);
+                const float raw = exp2_of(power > -30.0f ? power : -30.0f);
+                float alpha = raw < cut ? 0.0f : raw;
+                alpha = alpha > cap ? cap : alpha;
+                const float weight = t[x] * alpha;
+                const float dot = s.red * r[x] + s.green * g[x] + s.blue * b[x] + s.depth * d[x];
+                const float after = left[x] - weight * dot;  // S_total - S_i
+                const float slope_of_alpha = t[x] * dot - after / (1.0f - alpha);
+                const float q = raw > cap ? 0.0f : slope_of_alpha * alpha;
+                sums[0][x] += weight * r[x];
+                sums[1][x] += weight * g[x];
+                sums[2][x] += weight * b[x];
+                sums[3][x] += weight * d[x];
+                sums[4][x] += q;
+                sums[5][x] += q * dy;
+                sums[6][x] += q * dy * dy;
+                left[x] = after;
+                t[x] -= weight;
+            }
+        }
+        float total[kSlot] = {};
+        for (int x = 0; x < kTile; ++x) {
+            total[0] += sums[0][x];
+            total[1] += sums[1][x];
+            total[2] += sums[2][x];
+            total[3] += sums[3][x];
+            total[4] += sums[4][x];
+            total[5] += sums[4][x] * dx[x];
+            total[6] += sums[5][x];
+            total[7] += sums[4][x] * dx[x] * dx[x];
+            total[8] += sums[5][x] * dx[x];
+            total[9] += sums[6][x];
+        }
+        std::memcpy(slots + static_cast<size_t>(image.entries[entry].slot) * kSlot, total, sizeof total);
+    }
+}
+
+struct PointGradient {
+    float mean[3], covariance[9], opacity, colour[3], screen[2];
+};
+
+// From the summed slots of a splat back through `project`.
+PointGradient unproject(const Loom4dScene &scene, int64_t index, const Splat &splat, const float *sum) {
+    const Camera &camera = reinterpret_cast<const Camera *>(scene.cameras)[index];
+    const float *mean = scene.means + index * scene.means_stride + 3 * splat.point;
+    const float *cov = scene.covariances + index * scene.covariances_stride + 9 * splat.point;
+    const Projection p = project(camera, mean, cov, scene);
+    PointGradient g;
+    for (int k = 0; k < 3; ++k) g.colour[k] = sum[k];
+    g.opacity = sum[4] / scene.opacities[index * scene.opacities_stride + splat.point];
+    const float determinant = p.xx * p.yy - p.xy * p.xy;
+    const float ixx = p.yy / determinant, ixy = -p.xy / determinant, iyy = p.xx / determinant;
+    g.screen[0] = ixx * sum[5] + ixy * sum[6];
+    g.screen[1] = ixy * sum[5] + iyy * sum[6];
+    // dL/dinverse = -1/2 moments, and dL/dcovariance = -inverse . dL/dinverse . inverse
+    const float hxx = ixx * sum[7] + ixy * sum[8], hxy = ixx * sum[8] + ixy * sum[9];
+    const float hyx = ixy * sum[7] + iyy * sum[8], hyy = ixy * sum[8] + iyy * sum[9];
+    const float gxx = 0.5f * (hxx * ixx + hxy * ixy), gxy = 0.5f * (hxx * ixy + hxy * iyy);
+    const float gyy = 0.5f * (hyx * ixy + hyy * iyy);
+    float gm[6];  // dL/dm = 2 (dL/dcovariance2) m covariance3
+    float back[6];
+    for (int k = 0; k < 3; ++k) {
+        back[k] = gxx * p.m[k] + gxy * p.m[3 + k];
+        back[3 + k] = gxy * p.m[k] + gyy * p.m[3 + k];
+    }
+    for (int i = 0; i < 3; ++i)
+        for (int j = 0; j < 3; ++j) g.covariance[3 * i + j] = p.m[i] * back[j] + p.m[3 + i] * back[3 + j];
+    for (int row = 0; row < 2; ++row)
+        for (int k = 0; k < 3; ++k)
+            gm[3 * row + k] = 2.0f * (back[3 * row] * cov[k] + back[3 * row + 1] * cov[3 + k] + back[3 * row + 2] * cov[6 + k]);
+    // m_0k = fx/z (r_0k - u r_2k), m_1k = fy/z (r_1k - v r_2k)
+    const float inverse = 1.0f / p.z, jx = camera.fx * inverse, jy = camera.fy * inverse;
+    const float *r = camera.r;
+    float gz = sum[3], gu = 0, gv = 0;
+    for (int k = 0; k < 3; ++k) {
+        gz -= (gm[k] * p.m[k] + gm[3 + k] * p.m[3 + k]) * inverse;
+        gu -= gm[k] * jx * r[6 + k];
+        gv -= gm[3 + k] * jy * r[6 + k];
+    }
+    float gx = jx * g.screen[0], gy = jy * g.screen[1];
+    gz -= (gx * p.x + gy * p.y) * inverse;
+    if (p.u_free) gx += gu * inverse, gz -= gu * p.u * inverse;
+    if (p.v_free) gy += gv * inverse, gz -= gv * p.v * inverse;
+    for (int k = 0; k < 3; ++k) g.mean[k] = r[k] * gx + r[3 + k] * gy + r[6 + k] * gz;
+    return g;
+}
+
+void gather(const Loom4dScene &scene, const State &state, const std::vector<std::vector<float>> &slots, int64_t point,
+            const Loom4dGradients &out) {
+    for (int64_t index = 0; index < scene.images; ++index) {
+        const Image &image = state.images[index];
+        const int32_t which = image.splat_of[point];
+        if (which < 0) continue;
+        float sum[kSlot] = {};
+        for (uint32_t slot = image.first_slot[which]; slot < image.first_slot[which + 1]; ++slot)
+            for (int k = 0; k < kSlot; ++k) sum[k] += slots[index][static_cast<size_t>(slot) * kSlot + k];
+        const PointGradient g = unproject(scene, index, image.splats[which], sum);
+        float *mean = out.means + index * scene.means_stride + 3 * point;
+        float *cov = out.covariances + index * scene.covariances_stride + 9 * point;
+        float *colour = out.colours + index * scene.colours_stride + 3 * point;
+        for (int k = 0; k < 3; ++k) mean[k] += g.mean[k], colour[k] += g.colour[k];
+        for (int k = 0; k < 9; ++k) cov[k] += g.covariance[k];
+        out.opacities[index * scene.opacities_stride + point] += g.opacity;
+        if (out.offsets) {
+            out.offsets[(index * scene.points + point) * 2] = g.screen[0];
+            out.offsets[(index * scene.points + point) * 2 + 1] = g.screen[1];
+        }
+    }
+}
+
+struct Rotation {  // of a quaternion w, x, y, z that is normalised here
+    float norm, q[4], r[9];
+};
+
+Rotation rotation_of(const float *quaternion) {
+    Rotation o;
+    o.norm = std::sqrt(quaternion[0] * quaternion[0] + quaternion[1] * quaternion[1] + quaternion[2] * quaternion[2] +
+                       quaternion[3] * quaternion[3]);
+    o.norm = std::max(o.norm, 1e-12f);
+    for (int k = 0; k < 4; ++k) o.q[k] = quaternion[k] / o.norm;
+    const float w = o.q[0], x = o.q[1], y = o.q[2], z = o.q[3];
+    const float r[9] = {1 - 2 * (y * y + z * z), 2 * (x * y - w * z),     2 * (x * z + w * y),
+                        2 * (x * y + w * z),     1 - 2 * (x * x + z * z), 2 * (y * z - w * x),
+                        2 * (x * z - w * y),     2 * (y * z + w * x),     1 - 2 * (x * x + y * y)};
+    std::memcpy(o.r, r, sizeof r);
+    return o;
+}
+
+constexpr int64_t kChunk = 256;
+
+int64_t chunks(int64_t count) { return (count + kChunk - 1) / kChunk; }
+
+}  // namespace
+
+extern "C" {
+
+// Renders every image; returns what the backward pass needs, to be freed by loom4d_rasterize_free, or null for no memory.
+void *loom4d_rasterize_forward(const Loom4dScene *scene, const Loom4dPictures *out) try {
+    auto state = std::make_unique<State>();
+    state->images.resize(scene->images);
+    parallel(scene->threads, scene->images, [&](int64_t index) { prepare(*scene, index, state->images[index]); });
+    const int64_t tiles = static_cast<int64_t>(tiles_along(scene->width)) * tiles_along(scene->height);
+    parallel(scene->threads, scene->images * tiles, [&](int64_t task) {
+        blend(*scene, *out, state->images[task / tiles], task / tiles, static_cast<int>(task % tiles));
+    });
+    return state.release();
+} catch (const std::exception &) {
+    return nullptr;
+}
+
+// `out` is what the forward pass rendered, `grad` its gradients; adds to `gradients`, which come in as zeros.
+int loom4d_rasterize_backward(const void *handle, const Loom4dScene *scene, const Loom4dPictures *out,
+                              const Loom4dPictures *grad, const Loom4dGradients *gradients) try {
+    const State &state = *static_cast<const State *>(handle);
+    std::vector<std::vector<float>> slots(scene->images);
+    for (int64_t i = 0; i < scene->images; ++i) slots[i].assign(state.images[i].entries.size() * kSlot, 0.0f);
+    const int64_t tiles = static_cast<int64_t>(tiles_along(scene->width)) * tiles_along(scene->height);
+    parallel(scene->threads, scene->images * tiles, [&](int64_t task) {
+        const int64_t index = task / tiles;
+        blend_backward(*scene, *out, *grad, state.images[index], index, static_cast<int>(task % tiles), slots[index].data());
+    });
+    parallel(scene->threads, chunks(scene->points), [&](int64_t chunk) {
+        const int64_t end = std::min(scene->points, (chunk + 1) * kChunk);
+        for (int64_t point = chunk * kChunk; point < end; ++point) gather(*scene, state, slots, point, *gradients);
+    });
+    return 0;
+} catch (const std::exception &) {
+    return 1;
+}
+
+void loom4d_rasterize_free(void *handle) { delete static_cast<State *>(handle); }
+
+// 1 for every (image, point) that was drawn.
+void loom4d_rasterize_visible(const void *handle, uint8_t *visible) {
+    for (const Image &image : static_cast<const State *>(handle)->images)
+        for (int32_t splat : image.splat_of) *visible++ = splat >= 0;
+}
+
+// R S S^T R^T of `count` Gaussians from quaternions (w x y z, any length) and log scales, and its gradient.
+void loom4d_rasterize_covariances(int64_t count, int64_t threads, const float *quaternions, const float *log_scales,
+                                  float *covariances) {
+    parallel(threads, chunks(count), [&](int64_t chunk) {
+        const int64_t end = std::min(count, (chunk + 1) * kChunk);
+        for (int64_t n = chunk * kChunk; n < end; ++n) {
+            const Rotation o = rotation_of(quaternions + 4 * n);
+            float v[3];
+            for (int k = 0; k < 3; ++k) v[k] = std::exp(2.0f * log_scales[3 * n + k]);
+            for (int i = 0; i < 3; ++i)
+                for (int j = 0; j < 3; ++j)
+                    covariances[9 * n + 3 * i + j] = o.r[3 * i] * v[0] * o.r[3 * j] + o.r[3 * i + 1] * v[1] * o.r[3 * j + 1] +
+                                                     o.r[3 * i + 2] * v[2] * o.r[3 * j + 2];
+        }
+    });
+}
+
+void loom4d_rasterize_covariances_backward(int64_t count, int64_t threads, const float *quaternions,
+                                           const float *log_scales, const float *gradient, float *quaternion_gradient,
+                                           float *log_scale_gradient) {
+    parallel(threads, chunks(count), [&](int64_t chunk) {
+        const int64_t end = std::min(count, (chunk + 1) * kChunk);
+        for (int64_t n = chunk * kChunk; n < end; ++n) {
+            const Rotation o = rotation_of(quaternions + 4 * n);
+            const float *g = gradient + 9 * n;
+            float d[9];  // dL/dR = (G + G^T) R S S^T
+            for (int k = 0; k < 3; ++k) {
+                const float v = std::exp(2.0f * log_scales[3 * n + k]);
+                float column[3];
+                for (int i = 0; i < 3; ++i)
+                    column[i] = (g[3 * i] + g[i]) * o.r[k] + (g[3 * i + 1] + g[3 + i]) * o.r[3 + k] +
+                                (g[3 * i + 2] + g[6 + i]) * o.r[6 + k];
+                log_scale_gradient[3 * n + k] = v * (o.r[k] * column[0] + o.r[3 + k] * column[1] + o.r[6 + k] * column[2]);
+                for (int i = 0; i < 3; ++i) d[3 * i + k] = v * column[i];
+            }
+            const float w = o.q[0], x = o.q[1], y = o.q[2], z = o.q[3];
+            const float q[4] = {
+                2 * (x * (d[7] - d[5]) + y * (d[2] - d[6]) + z * (d[3] - d[1])),
+                2 * (w * (d[7] - d[5]) + y * (d[1] + d[3]) + z * (d[2] + d[6]) - 2 * x * (d[4] + d[8])),
+                2 * (w * (d[2] - d[6]) + x * (d[1] + d[3]) + z * (d[5] + d[7]) - 2 * y * (d[0] + d[8])),
+                2 * (w * (d[3] - d[1]) + x * (d[2] + d[6]) + y * (d[5] + d[7]) - 2 * z * (d[0] + d[4]))};
+            const float along = q[0] * w + q[1] * x + q[2] * y + q[3] * z;
+            for (int k = 0; k < 4; ++k) quaternion_gradient[4 * n + k] = (q[k] - along * o.q[k]) / o.norm;
+        }
+    });
+}
+}
