@@ -1,0 +1,1 @@
+"""(Denoiser, noise) -> sample: mathematics only. No weights, no files, no devices of its own."""

@@ -1,0 +1,56 @@
+"""Sigma sequences against their published numbers and their laws."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from loom4d.diffusion.schedules import ALIGNED_SVD, SCHEDULES, align_your_steps_svd, karras, schedule, trained_ladder
+
+
+def test_karras_has_the_numbers_of_svd_at_fifty_steps():
+    known = {0: 700, 1: 620.3, 5: 374.2, 10: 188.1, 20: 37.3, 25: 14.05, 30: 4.52, 35: 1.168, 40: 0.218, 45: 0.0238}
+    sigmas = karras(50)
+    for step, value in known.items():
+        assert abs(sigmas[step] / value - 1) < 2.5e-3
+    assert_close(sigmas[49:], torch.tensor([0.002, 0], dtype=torch.float64))
+
+
+def test_aligned_steps_are_the_published_ones_at_ten():
+    assert_close(align_your_steps_svd(10)[:10], torch.tensor(ALIGNED_SVD[:10], dtype=torch.float64))
+
+
+def test_aligned_steps_at_twenty_are_geometric_means_in_between():
+    knots, sigmas = torch.tensor(ALIGNED_SVD, dtype=torch.float64), align_your_steps_svd(20)
+    assert_close(sigmas[:20:2], knots[:10])
+    assert_close(sigmas[1::2], (knots[1:] * knots[:-1]).sqrt())
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@given(steps=st.integers(2, 80), sigma_min=st.floats(0.001, 0.1), sigma_max=st.floats(1, 700))
+def test_every_schedule_falls_from_sigma_max_to_zero(name, steps, sigma_min, sigma_max):
+    sigmas = schedule(name, steps, sigma_min, sigma_max)
+    assert sigmas.dtype == torch.float64 and len(sigmas) == steps + 1
+    assert (sigmas.diff() < 0).all() and sigmas[-1] == 0
+    assert abs(sigmas[0] / sigma_max - 1) < 1e-9
+    assert sigmas[-2] >= sigma_min * (1 - 1e-9)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_one_step_starts_at_sigma_max(name):
+    assert_close(schedule(name, 1), torch.tensor([700.0, 0.0], dtype=torch.float64))
+
+
+def test_the_trained_ladder_of_latent_diffusion():
+    ladder = trained_ladder()
+    assert (ladder.diff() > 0).all()
+    assert_close(ladder[[0, -1]], torch.tensor([0.02917, 14.6146], dtype=torch.float64), rtol=1e-3, atol=0)
+
+
+def test_what_is_no_schedule_is_refused():
+    with pytest.raises(ValueError, match="choose one of karras"):
+        schedule("linear", 10)
+    for steps, low, high in ((0, 0.1, 1.0), (5, 1.0, 0.5), (5, 0.0, 1.0)):
+        with pytest.raises(ValueError, match="needs steps"):
+            karras(steps, low, high)
