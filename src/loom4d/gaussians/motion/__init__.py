@@ -1,0 +1,39 @@
+"""What moves Gaussians: every motion gives the instant at any time."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+from jaxtyping import Float
+from torch import Tensor
+
+from loom4d.gaussians.gaussians import Ellipsoids, Gaussians
+from loom4d.gaussians.motion.spacetime import Spacetime
+
+
+@runtime_checkable
+class DynamicGaussians(Protocol):
+    """A moving asset: tensors that are learnt, a few plain numbers, and a function of time."""
+
+    @property
+    def time_range(self) -> tuple[float, float]:
+        """First and last second that was seen."""
+
+    def at(self, time: float) -> Gaussians:
+        """One instant, at a time in seconds; points keep their number and order."""
+
+    def slices(self, times: Float[Tensor, " batch"]) -> Gaussians | Ellipsoids:
+        """Several instants at once, differentiable in the tensors; fields that do not move have no batch axis."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that is learnt, by name."""
+
+    def config(self) -> dict[str, Any]:
+        """What else `from_tensors` needs, as JSON."""
+
+    @staticmethod
+    def from_tensors(tensors: dict[str, Tensor], config: dict[str, Any]) -> DynamicGaussians:
+        """The inverse of `tensors` and `config`."""
+
+
+MOTIONS: dict[str, type[DynamicGaussians]] = {"spacetime": Spacetime}

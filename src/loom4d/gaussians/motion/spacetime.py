@@ -1,0 +1,109 @@
+"""Native 4D Gaussians: ellipsoids of space-time whose slice at a time is what one sees (Yang et al., 4DGS).
+
+A Gaussian lives for a while, moves on a straight line meanwhile, and fades in and out; long motions are many of them
+in a row. Its covariance is Σ = R₄ S (R₄ S)ᵀ, with R₄ ∈ SO(4) from two quaternions.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from loom4d.gaussians.gaussians import Ellipsoids, Gaussians
+
+DROPPED = 0.05  # a Gaussian whose temporal weight is below is not drawn
+
+
+@dataclass(frozen=True)
+class Spacetime:
+    """Every field belongs to one Gaussian; time counts in `unit` seconds from `start`."""
+
+    means: Float[Tensor, "point 3"]
+    times: Float[Tensor, " point"]  # when it is at `means`
+    log_scales: Float[Tensor, "point 3"]
+    log_durations: Float[Tensor, " point"]  # logarithm of the standard deviation along the time axis
+    left: Float[Tensor, "point 4"]  # left-isoclinic quaternion, of any length
+    right: Float[Tensor, "point 4"]  # right-isoclinic quaternion, of any length
+    opacity_logits: Float[Tensor, " point"]
+    colours: Float[Tensor, "point harmonic basis 3"]  # spherical harmonics, times cos(2π n Δt / whole time)
+    start: float  # seconds
+    end: float  # seconds
+    unit: float  # seconds
+
+    @property
+    def time_range(self) -> tuple[float, float]:
+        """First and last second that was seen."""
+        return self.start, self.end
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that is learnt."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.type.startswith("Float")}
+
+    def config(self) -> dict[str, Any]:
+        return {"start": self.start, "end": self.end, "unit": self.unit}
+
+    @staticmethod
+    def from_tensors(tensors: dict[str, Tensor], config: dict[str, Any]) -> Spacetime:
+        return Spacetime(**{**config, **tensors})
+
+    def covariances(self) -> Float[Tensor, "point 4 4"]:
+        """Covariance over (x, y, z, t)."""
+        scales = torch.cat([self.log_scales, self.log_durations[:, None]], 1).exp()
+        half = rotations4(self.left, self.right) * scales[:, None, :]
+        return half @ half.mT
+
+    def velocities(self) -> Float[Tensor, "point 3"]:
+        """World units per second: covariance of place and time over variance of time."""
+        covariances = self.covariances()
+        return covariances[:, :3, 3] / covariances[:, 3:, 3] / self.unit
+
+    def slices(self, times: Float[Tensor, " batch"]) -> Ellipsoids:
+        """The conditional Gaussians at several seconds; means and opacities are batched, shapes do not change.
+
+        With Σ = [[A, b], [bᵀ, c]] and δ = t − μ_t: mean μ + (b/c) δ, covariance A − b bᵀ/c, opacity o exp(−½ δ²/c). The
+        weight is not normalised, so a Gaussian at its own time has its own opacity.
+        """
+        covariances = self.covariances()
+        block, across, variance = covariances[:, :3, :3], covariances[:, :3, 3], covariances[:, 3, 3]
+        local = (times.to(self.times) - self.start) / self.unit
+        delta = local[:, None] - self.times  # (B, N)
+        velocity = across / variance[:, None]
+        means = self.means + velocity * delta[..., None]
+        shapes = block - across[:, :, None] * velocity[:, None, :]
+        weight = torch.exp(-0.5 * delta**2 / variance)
+        opacities = torch.sigmoid(self.opacity_logits) * torch.where(weight > DROPPED, weight, torch.zeros_like(weight))
+        return Ellipsoids(means, shapes, opacities, self._colours(delta))
+
+    def at(self, time: float) -> Gaussians:
+        """One instant. Points keep their number and order at all times; those that are not there have opacity 0."""
+        one = self.slices(torch.tensor([time], dtype=torch.float64))
+        colours = one.colours if one.colours.ndim == 3 else one.colours[0]
+        return Ellipsoids(one.means[0], one.covariances, one.opacities[0], colours).gaussians()
+
+    def _colours(self, delta: Float[Tensor, "batch point"]) -> Float[Tensor, "*batch point basis 3"]:
+        harmonics = self.colours.shape[1]
+        if harmonics == 1:
+            return self.colours[:, 0]
+        whole = max((self.end - self.start) / self.unit, 1e-6)
+        orders = torch.arange(harmonics).to(delta)
+        waves = torch.cos(2 * math.pi / whole * delta[..., None] * orders)  # (B, N, n)
+        return torch.einsum("bpn,pnkc->bpkc", waves, self.colours)
+
+
+def rotations4(left: Float[Tensor, "*batch 4"], right: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 4 4"]:
+    """Rotations of (x, y, z, t) space from two quaternions, normalised here: left-isoclinic times right-isoclinic.
+
+    The product is written over (t, z, y, x); reversing both axes brings it to (x, y, z, t).
+    """
+    a, b, c, d = torch.nn.functional.normalize(left, dim=-1).unbind(-1)
+    p, q, r, s = torch.nn.functional.normalize(right, dim=-1).unbind(-1)
+    left_rows = [[a, -b, -c, -d], [b, a, -d, c], [c, d, a, -b], [d, -c, b, a]]
+    right_rows = [[p, q, r, s], [-q, p, -s, r], [-r, s, p, -q], [-s, -r, q, p]]
+    left_matrix = torch.stack([torch.stack(row, -1) for row in left_rows], -2)
+    right_matrix = torch.stack([torch.stack(row, -1) for row in right_rows], -2)
+    return (left_matrix @ right_matrix).flip(-1, -2)
