@@ -9,7 +9,7 @@
 #include <vector>
 
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
-#define LOOM4D_CLONES __attribute__((target_clones("arch=haswell", "default")))
+#define LOOM4D_CLONES __attribute__((target_clones("avx2", "default")))
 #else
 #define LOOM4D_CLONES
 #endif

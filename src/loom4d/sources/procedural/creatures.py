@@ -75,11 +75,11 @@ def limbs(
 def person(s: Sketch, p: Palette) -> str:
     rng = s.rng
     child = rng.random() < 0.4
-    leg = rng.uniform(0.45, 0.9) * (0.75 if child else 1)
+    leg = rng.uniform(0.45, 0.8) * (0.72 if child else 1)
     torso = rng.uniform(0.45, 0.65)
     radius = rng.uniform(0.2, 0.3) * (1.15 if child else 0.85)
-    width = rng.uniform(0.17, 0.27)
-    frame = {"leg": leg, "arm": 0.95 * torso, "thick": rng.uniform(0.07, 0.11), "hip": 0.5 * width, "torso": torso}
+    width = rng.uniform(0.2, 0.31)
+    frame = {"leg": leg, "arm": 0.95 * torso, "thick": rng.uniform(0.085, 0.13), "hip": 0.5 * width, "torso": torso}
     pelvis, body = limbs(s, {**frame, "shoulder": width + 0.05}, p.main, p.skin, p.second, p.dark)
     skirt = rng.random() < 0.3
     s.rod(body, (0, -0.03, 0), (0, torso, 0), (0.8 * width, 1.05 * width), p.main)
@@ -117,10 +117,10 @@ def person(s: Sketch, p: Palette) -> str:
 
 def robot(s: Sketch, p: Palette) -> str:
     rng = s.rng
-    width, torso = rng.uniform(0.2, 0.36), rng.uniform(0.4, 0.65)
+    width, torso = rng.uniform(0.26, 0.42), rng.uniform(0.4, 0.65)
     leg = rng.uniform(0.4, 0.8)
     metal = Paint(mixed(p.light.colour, p.main.colour, rng.uniform(0, 0.5)))
-    frame = {"leg": leg, "arm": rng.uniform(0.5, 0.8), "thick": rng.uniform(0.06, 0.12), "hip": 0.55 * width}
+    frame = {"leg": leg, "arm": rng.uniform(0.5, 0.8), "thick": rng.uniform(0.075, 0.13), "hip": 0.55 * width}
     pelvis, body = limbs(s, {**frame, "shoulder": width + 0.1, "torso": torso}, metal, p.accent, metal, p.second)
     if rng.random() < 0.65:
         s.box(body, (0, torso / 2, 0), (width, torso / 2, 0.7 * width), p.main)
@@ -138,7 +138,7 @@ def robot(s: Sketch, p: Palette) -> str:
     s.box(body, (0, 0.6 * torso, -0.85 * width), (0.6 * width, 0.3 * torso, 0.25 * width), p.second)
     s.box(pelvis, (0, -0.02, 0), (0.8 * width, 0.07, 0.5 * width), p.dark)
     head = s.joint(body, (0, torso + 0.03, 0), "head")
-    size = rng.uniform(0.14, 0.24)
+    size = rng.uniform(0.17, 0.3)
     s.rod(head, (0, -0.05, 0), (0, 0.08, 0), (0.06, 0.06), p.dark)
     if rng.random() < 0.6:
         s.box(head, (0, 0.06 + 0.8 * size, 0), (size, 0.8 * size, 0.85 * size), p.second)

@@ -14,7 +14,7 @@ from numpy.random import Generator
 
 from loom4d.cameras import cells, turntable
 from loom4d.grid import ImageGrid
-from loom4d.sources.procedural import creatures, things, winged
+from loom4d.sources.procedural import creatures, monsters, things, winged
 from loom4d.sources.procedural.build import Palette, Sketch, palette
 from loom4d.sources.procedural.motions import animate
 from loom4d.sources.procedural.raycast import render
@@ -36,6 +36,10 @@ FAMILIES: dict[str, tuple[Callable[[Sketch, Palette], str], float]] = {
     "fish": (winged.fish, 1.8),
     "worm": (winged.worm, 0.8),
     "insect": (winged.insect, 1.6),
+    "monster": (monsters.monster, 3.0),
+    "octopus": (monsters.octopus, 1.0),
+    "fruit": (monsters.fruit, 1.4),
+    "ghost": (monsters.ghost, 0.6),
     "flower": (things.flower, 1.2),
     "tree": (things.tree, 1.6),
     "car": (things.car, 2.0),

@@ -14,7 +14,7 @@ from loom4d.sources.procedural.scene import Wave as W
 Motion = Callable[[Sketch, Generator, float], None]
 
 
-def tempo(rng: Generator, low: float = 0.6, high: float = 1.8) -> tuple[float, float]:
+def tempo(rng: Generator, low: float = 0.5, high: float = 1.6) -> tuple[float, float]:
     """Cycles per clip, and where the cycle starts."""
     return rng.uniform(low, high), rng.random()
 
@@ -160,7 +160,7 @@ def flap(s: Sketch, rng: Generator, power: float) -> None:
 
 def take_off(s: Sketch, rng: Generator, power: float) -> None:
     start = -rng.uniform(0, 0.4)
-    s.move("root", C.SHIFT_Y, W.RISE, rng.uniform(0.3, 0.9) * power, 1.2, start)
+    s.move("root", C.SHIFT_Y, W.RISE, rng.uniform(0.2, 0.6) * power, 1.2, start)
     s.move("root", C.TURN_X, W.RISE, -rng.uniform(-0.1, 0.4) * power, 1.2, start)
     s.move("root", C.TURN_Y, W.RAMP, rng.normal(0, 0.4) * power)
     flap(s, rng, power)
@@ -172,6 +172,7 @@ def take_off(s: Sketch, rng: Generator, power: float) -> None:
 def swim(s: Sketch, rng: Generator, power: float) -> None:
     rate, phase = tempo(rng, 0.8, 1.9)
     s.move("spine", C.TURN_Y, W.SINE, 0.32 * power, rate, phase, lag=0.13)
+    s.move("fluke", C.TURN_X, W.SINE, 0.3 * power, rate, phase, lag=0.13)
     s.move("fin", C.TURN_Z, W.SINE, 0.4 * power, rate, phase, mirror=1)
     s.move("body", C.SHIFT_X, W.SINE, 0.04 * power, rate, phase)
     s.move("body", C.TURN_Y, W.SINE, -0.12 * power, rate, phase)
@@ -217,6 +218,7 @@ def whirl(s: Sketch, rng: Generator, power: float) -> None:
     turns = rng.choice([-1, 1]) * rng.uniform(0.35, 1.7) * max(power, 0.5)
     s.move("blade", C.TURN_Y, W.RAMP, 2 * np.pi, turns, rng.random())
     s.move("propeller", C.TURN_Z, W.RAMP, 2 * np.pi, turns, rng.random())
+    s.move("propeller_x", C.TURN_X, W.RAMP, 2 * np.pi, turns, rng.random())
     s.move("body", C.TURN_Z, W.WANDER, 0.12 * power, 1.0, rng.random())
     s.move("body", C.SHIFT_Y, W.WANDER, 0.08 * power, 1.0, rng.random())
 
@@ -241,6 +243,15 @@ def snap(s: Sketch, rng: Generator, power: float) -> None:
     s.move("lid", C.TURN_X, W.HOP, -1.3 * power, rate, phase)
     s.move("spring", C.SCALE_Y, W.HOP, 0.6 * power, rate, phase)
     s.move("spring", C.TURN_Z, W.WANDER, 0.25 * power, rate, phase)
+
+
+def ripple(s: Sketch, rng: Generator, power: float) -> None:
+    """Tentacles open and close one after another."""
+    rate, phase = tempo(rng)
+    s.move("tentacle", C.TURN_X, W.SINE, 0.35 * power, rate, phase, lag=0.12)
+    s.move("tentacle", C.TURN_Z, W.SINE, 0.2 * power, rate, phase + 0.3, lag=0.12)
+    s.move("body", C.SHIFT_Y, W.SINE, 0.12 * power, rate, phase)
+    s.move("body", C.SCALE_Y, W.SINE, 0.1 * power, rate, phase + 0.25)
 
 
 def turn_round(s: Sketch, rng: Generator, power: float) -> None:
@@ -289,8 +300,8 @@ def grow(s: Sketch, rng: Generator, power: float) -> None:
 
 def glide(s: Sketch, rng: Generator, power: float) -> None:
     way = rng.uniform(0, 2 * np.pi)
-    s.move("root", C.SHIFT_X, W.RISE, 0.6 * power * np.cos(way), 1, 0)
-    s.move("root", C.SHIFT_Z, W.RISE, 0.6 * power * np.sin(way), 1, 0)
+    s.move("root", C.SHIFT_X, W.RISE, 0.4 * power * np.cos(way), 1, 0)
+    s.move("root", C.SHIFT_Z, W.RISE, 0.4 * power * np.sin(way), 1, 0)
     s.move("root", C.TURN_Z, W.SINE, 0.25 * power, *tempo(rng, 0.4, 1.0))
 
 
@@ -310,7 +321,7 @@ MOTIONS: dict[str, tuple[tuple[str, ...], Motion, float]] = {
     "trumpeting": (("trunk",), trumpet, 3.0),
     "flapping": (("wing",), flap, 4.0),
     "taking off": (("wing", "flame", "blade"), take_off, 2.0),
-    "swimming": (("spine",), swim, 4.0),
+    "swimming": (("spine", "fluke"), swim, 4.0),
     "crawling": (("spine",), crawl, 1.5),
     "swaying": (("stem",), sway, 4.0),
     "blooming": (("petal",), bloom, 3.0),
@@ -319,6 +330,7 @@ MOTIONS: dict[str, tuple[tuple[str, ...], Motion, float]] = {
     "lifting": (("boom", "rope"), lift, 4.0),
     "aiming": (("turret", "barrel"), aim, 3.0),
     "snapping": (("claw", "jaw", "lid", "spring"), snap, 1.5),
+    "rippling": (("tentacle",), ripple, 6.0),
     "turning round": ((), turn_round, 0.45),
     "bouncing": ((), bounce, 0.3),
     "breathing": ((), breathe, 0.2),
@@ -342,6 +354,6 @@ def animate(sketch: Sketch) -> str:
     chosen = rng.choice(len(names), count, replace=False, p=weights / weights.sum())
     still = rng.random() < 0.05
     for order, index in enumerate(chosen):
-        power = rng.uniform(0.0, 0.08) if still else rng.uniform(0.55, 1.35) * (1.0 if order == 0 else 0.6)
+        power = rng.uniform(0.0, 0.08) if still else rng.uniform(0.4, 1.3) * (1.0 if order == 0 else 0.6)
         MOTIONS[names[index]][1](sketch, rng, power)
     return "standing still" if still else " and ".join(names[index] for index in chosen[:2])

@@ -24,14 +24,14 @@ def flower(s: Sketch, p: Palette) -> str:
     for index in range(links):
         if index:
             stem = s.joint(stem, (0, length, 0), "stem", (rng.normal(0, 0.12), 0, rng.normal(0, 0.12)), index=index)
-        s.rod(stem, (0, 0, 0), (0, length, 0), (0.04, 0.04), green)
+        s.rod(stem, (0, 0, 0), (0, length, 0), (0.05, 0.05), green)
         if index in (1, 2):
             side = -1 if index == 1 else 1
             leaf = s.joint(stem, (0, 0.05, 0), "leaf", (0.9, side * 1.3, 0), index=index)
             s.ball(leaf, (0, 0.22, 0), (0.1, 0.24, 0.03), green)
     bud = s.joint(stem, (0, length, 0), "head", (rng.uniform(0.2, 1.2), 0, 0))
     s.ball(bud, (0, 0.03, 0), (0.15, 0.1, 0.15), Paint((1.0, 0.8, 0.15), (0.5, 0.25, 0.05), Pattern.SPOTS, (4, 4, 4)))
-    count, reach, wide = int(rng.integers(5, 10)), rng.uniform(0.18, 0.28), rng.uniform(0.09, 0.14)
+    count, reach, wide = int(rng.integers(5, 10)), rng.uniform(0.22, 0.34), rng.uniform(0.11, 0.17)
     open_by = rng.uniform(0.9, 1.5)
     for index in range(count):
         petal = s.joint(bud, (0, 0, 0), "petal", (open_by, index * 2 * np.pi / count, 0))
@@ -48,7 +48,7 @@ def tree(s: Sketch, p: Palette) -> str:
     if name == "cactus":
         leaf = Paint(hsv(0.36, 0.7, 0.55), hsv(0.3, 0.5, 0.85), Pattern.STRIPES, (4.0, 0, 0))
     stem, length = 0, rng.uniform(0.2, 0.3)
-    thick = 0.18 if name in ("cactus", "mushroom") else rng.uniform(0.06, 0.1)
+    thick = 0.18 if name in ("cactus", "mushroom") else rng.uniform(0.08, 0.13)
     for index in range(4):
         stem = s.joint(stem, (0, length * (index > 0), 0), "stem", index=index)
         paint = leaf if name == "cactus" else p.light if name == "mushroom" else bark
@@ -77,7 +77,7 @@ def tree(s: Sketch, p: Palette) -> str:
     elif name == "palm tree":
         for index in range(7):
             frond = s.joint(stem, (0, length, 0), "branch", (1.2, index * 2 * np.pi / 7, 0), index=index)
-            s.ball(frond, (0, 0.32, 0), (0.11, 0.36, 0.03), leaf)
+            s.ball(frond, (0, 0.36, 0), (0.17, 0.42, 0.04), leaf)
         s.ball(stem, (0.08, 0.9 * length, 0.08), 0.08, Paint((0.45, 0.28, 0.12)))
     else:
         for index in range(int(rng.integers(3, 6))):
@@ -160,17 +160,17 @@ def aircraft(s: Sketch, p: Palette) -> str:
     if rng.random() < 0.4:
         return helicopter(s, p)
     body = s.joint(0, (0, 0.5, 0), "body")
-    long, girth = rng.uniform(0.6, 0.85), rng.uniform(0.13, 0.2)
+    long, girth = rng.uniform(0.55, 0.8), rng.uniform(0.17, 0.26)
     s.ball(body, (0, 0, 0), (girth, girth, long), p.main)
     s.ball(body, (0, 0.6 * girth, 0.4 * long), (0.65 * girth, 0.6 * girth, 0.28 * long), GLASS)
-    span, sweep, level = rng.uniform(0.5, 0.85), rng.uniform(-0.05, 0.45), rng.choice([-0.04, 0.1])
+    span, sweep, level = rng.uniform(0.45, 0.75), rng.uniform(-0.05, 0.45), rng.choice([-0.04, 0.1])
     double = rng.random() < 0.3
     for side in (-1, 1):
         for floor in (0, 1) if double else (0,):
             s.box(
                 body,
                 (side * 0.5 * span, level + 0.28 * floor, 0.05 - 0.25 * sweep),
-                (0.55 * span, 0.025, 0.16),
+                (0.55 * span, 0.03, 0.2),
                 p.second,
                 (0, side * sweep, side * 0.05),
             )
@@ -183,25 +183,25 @@ def aircraft(s: Sketch, p: Palette) -> str:
     propeller = s.joint(body, (0, 0, 1.0 * long), "propeller")
     s.ball(propeller, (0, 0, 0), 0.07, p.dark)
     for turn in range(2):
-        s.box(propeller, (0, 0, 0.03), (0.3, 0.04, 0.015), p.dark if turn else p.light, (0, 0, turn * np.pi / 2))
+        s.box(propeller, (0, 0, 0.03), (0.24, 0.045, 0.015), p.dark if turn else p.light, (0, 0, turn * np.pi / 2))
     return f"{p.name} aeroplane"
 
 
 def helicopter(s: Sketch, p: Palette) -> str:
     body = s.joint(0, (0, 0.45, 0), "body")
-    s.ball(body, (0, 0, 0.1), (0.25, 0.25, 0.4), p.main)
-    s.ball(body, (0, 0.05, 0.3), (0.21, 0.2, 0.25), GLASS)
-    s.rod(body, (0, 0.06, -0.15), (0, 0.12, -0.85), (0.11, 0.05), p.main)
-    s.box(body, (0, 0.22, -0.85), (0.02, 0.14, 0.08), p.accent)
-    tail = s.joint(body, (0.06, 0.15, -0.88), "wheel")
+    s.ball(body, (0, 0, 0.1), (0.3, 0.3, 0.42), p.main)
+    s.ball(body, (0, 0.05, 0.3), (0.25, 0.25, 0.27), GLASS)
+    s.rod(body, (0, 0.06, -0.15), (0, 0.12, -0.75), (0.13, 0.06), p.main)
+    s.box(body, (0, 0.22, -0.75), (0.025, 0.16, 0.1), p.accent)
+    tail = s.joint(body, (0.06, 0.15, -0.78), "propeller_x")
     s.box(tail, (0, 0, 0), (0.01, 0.16, 0.03), p.dark)
     rotor = s.joint(body, (0, 0.36, 0.05), "blade")
     s.rod(body, (0, 0.2, 0.05), (0, 0.38, 0.05), (0.04, 0.04), p.dark)
     blades = int(s.rng.integers(2, 5))
     for index in range(blades):
         angle = index * 2 * np.pi / blades
-        at = (0.36 * np.cos(angle), 0.02, -0.36 * np.sin(angle))
-        s.box(rotor, at, (0.36, 0.012, 0.05), p.second if index else p.accent, (0, angle, 0))
+        at = (0.33 * np.cos(angle), 0.02, -0.33 * np.sin(angle))
+        s.box(rotor, at, (0.33, 0.015, 0.065), p.second if index else p.accent, (0, angle, 0))
     for side in (-1, 1):
         s.rod(body, (side * 0.2, -0.33, -0.25), (side * 0.2, -0.33, 0.4), (0.03, 0.03), p.dark)
         for end in (-0.05, 0.22):
@@ -211,7 +211,7 @@ def helicopter(s: Sketch, p: Palette) -> str:
 
 def rocket(s: Sketch, p: Palette) -> str:
     rng = s.rng
-    long, girth = rng.uniform(0.45, 0.65), rng.uniform(0.16, 0.24)
+    long, girth = rng.uniform(0.4, 0.6), rng.uniform(0.2, 0.32)
     body = s.joint(0, (0, 0.4 + long, 0), "body")
     s.cone(body, (0, 0, 0), (girth, long, girth), p.main, 1.0)
     s.cone(body, (0, long + 0.18, 0), (girth, 0.18, girth), p.accent, rng.choice([0.0, 0.3]))
@@ -222,7 +222,7 @@ def rocket(s: Sketch, p: Palette) -> str:
     for index in range(fins):
         angle = index * 2 * np.pi / fins
         fin = s.joint(body, (0, -0.75 * long, 0), "", (0, angle, 0))
-        s.box(fin, (0, -0.02, girth + 0.08), (0.025, 0.2, 0.12), p.second, (0.5, 0, 0))
+        s.box(fin, (0, -0.02, girth + 0.1), (0.03, 0.22, 0.16), p.second, (0.5, 0, 0))
     flame = s.joint(body, (0, -long - 0.1, 0), "flame")
     s.cone(
         flame,

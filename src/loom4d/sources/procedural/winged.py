@@ -36,8 +36,8 @@ def bird(s: Sketch, p: Palette) -> str:
     if name == "penguin":
         p = p.natural(("black", (0.13, 0.15, 0.2)), rng=rng, share=0.7)
     upright = name in ("penguin", "owl")
-    legs = {"flamingo": 0.8, "penguin": 0.08, "duck": 0.15}.get(name, 0.25) * rng.uniform(0.8, 1.2)
-    wide, long = rng.uniform(0.2, 0.3), rng.uniform(0.32, 0.48)
+    legs = {"flamingo": 0.6, "penguin": 0.08, "duck": 0.15}.get(name, 0.22) * rng.uniform(0.8, 1.2)
+    wide, long = rng.uniform(0.24, 0.36), rng.uniform(0.36, 0.52)
     pitch = -1.1 if upright else -rng.uniform(0.0, 0.45)
     body = s.joint(0, (0, legs + (0.9 * long if upright else 0.85 * wide), 0), "body")
     trunk = belly(Paint(p.main.colour), p.light.colour) if rng.random() < 0.6 or name == "penguin" else p.main
@@ -46,8 +46,8 @@ def bird(s: Sketch, p: Palette) -> str:
         s.ball(body, (0, -0.1 * long, 0.15 * wide), (0.82 * wide, 0.88 * long, 0.92 * wide), p.light)
     else:
         s.ball(body, (0, 0, 0), (wide, 0.9 * wide, long), trunk, (pitch, 0, 0))
-    size = rng.uniform(0.15, 0.22)
-    up = 0.95 * long if upright else rng.uniform(0.25, 0.4) + (0.5 if name == "flamingo" else 0)
+    size = rng.uniform(0.18, 0.27)
+    up = 0.95 * long if upright else rng.uniform(0.28, 0.42) + (0.4 if name == "flamingo" else 0)
     out = 0.02 if upright else 0.75 * long
     neck = s.joint(body, (0, 0.1, 0.6 * out), "neck")
     s.rod(neck, (0, 0, 0), (0, up - 0.1, 0.4 * out), (0.55 * size, 0.5 * size), Paint(p.main.colour))
@@ -65,14 +65,14 @@ def bird(s: Sketch, p: Palette) -> str:
     if name == "chicken" or (name == "parrot" and rng.random() < 0.7):
         for index in range(3):
             s.ball(head, (0, 1.1 * size, (0.4 - 0.4 * index) * size), (0.12 * size, 0.35 * size, 0.25 * size), p.accent)
-    span = rng.uniform(0.5, 1.0) * (0.55 if name == "penguin" else 1)
+    span = rng.uniform(0.35, 0.7) * (0.75 if name == "penguin" else 1)
     droop = -0.9 if name == "penguin" else rng.uniform(-0.25, 0.35)
     at = (0.8 * wide, (0.35 * long if upright else 0.25 * wide), 0.05)
     wings(
         s,
         body,
         at,
-        (span, rng.uniform(0.15, 0.26)),
+        (span, rng.uniform(0.18, 0.3)),
         p.main if name != "penguin" else Paint(p.main.colour),
         p.second,
         droop,
@@ -96,9 +96,9 @@ def dragon(s: Sketch, p: Palette) -> str:
     """Dragons and bats: big wings, a long tail, horns."""
     rng = s.rng
     bat = rng.random() < 0.35
-    legs, long = 0.2, 0.2 if bat else rng.uniform(0.3, 0.45)
+    legs, long = 0.2, 0.24 if bat else rng.uniform(0.32, 0.45)
     body = s.joint(0, (0, legs + 0.25, 0), "body")
-    s.ball(body, (0, 0, 0), (0.2, 0.22, long), belly(Paint(p.main.colour), p.accent.colour))
+    s.ball(body, (0, 0, 0), (0.25, 0.27, long), belly(Paint(p.main.colour), p.accent.colour))
     neck = s.joint(body, (0, 0.1, 0.7 * long), "neck", (0.6, 0, 0))
     length = 0.08 if bat else rng.uniform(0.25, 0.5)
     s.rod(neck, (0, -0.05, 0), (0, length, 0), (0.14, 0.1), Paint(p.main.colour))
@@ -114,7 +114,7 @@ def dragon(s: Sketch, p: Palette) -> str:
         s,
         body,
         (0.12, 0.12, 0),
-        (rng.uniform(0.8, 1.2), rng.uniform(0.22, 0.34)),
+        (rng.uniform(0.55, 0.85), rng.uniform(0.24, 0.36)),
         p.second,
         patterned(rng, p.second.colour, p.accent.colour),
         0.3,
@@ -172,9 +172,9 @@ def fish(s: Sketch, p: Palette) -> str:
     if name != "fish":
         p = p.natural(("grey", (0.45, 0.52, 0.62)), ("blue", (0.2, 0.4, 0.75)), rng=rng)
     links, step = int(rng.integers(4, 7)), rng.uniform(0.2, 0.28)
-    high, wide = rng.uniform(0.22, 0.42), rng.uniform(0.14, 0.24)
+    high, wide = rng.uniform(0.26, 0.46), rng.uniform(0.17, 0.28)
     if name != "fish":
-        high, wide = rng.uniform(0.2, 0.27), rng.uniform(0.19, 0.26)
+        high, wide = rng.uniform(0.26, 0.34), rng.uniform(0.25, 0.33)
     skin = belly(Paint(p.main.colour), p.light.colour) if name != "fish" or rng.random() < 0.3 else p.main
     body = s.joint(0, (0, 0.6, 0), "body")
     s.ball(body, (0, 0, 0.05), (wide, 0.9 * high, 1.7 * step), skin)
@@ -182,7 +182,9 @@ def fish(s: Sketch, p: Palette) -> str:
     s.ball(body, (0, -0.25 * high, 1.35 * step), (0.5 * wide, 0.1 * high, 0.4 * step), p.accent)
     joint = body
     for index in range(links):
-        joint = s.joint(joint, (0, 0, -0.3 * step if index == 0 else -step), "spine", index=index)
+        joint = s.joint(
+            joint, (0, 0, -0.3 * step if index == 0 else -step), "fluke" if name == "whale" else "spine", index=index
+        )
         share = 1 - 0.82 * ((index + 0.6) / links) ** 1.3
         s.ball(joint, (0, 0, -0.5 * step), (wide * share, high * share, 1.15 * step), skin)
     end = (0, 0, -step)
@@ -206,8 +208,8 @@ def fish(s: Sketch, p: Palette) -> str:
 def worm(s: Sketch, p: Palette) -> str:
     """Caterpillars and snakes."""
     rng = s.rng
-    snake = rng.random() < 0.5
-    links, radius = (9, rng.uniform(0.07, 0.11)) if snake else (6, rng.uniform(0.15, 0.22))
+    snake = rng.random() < 0.35
+    links, radius = (8, rng.uniform(0.11, 0.15)) if snake else (6, rng.uniform(0.15, 0.22))
     step = radius * (1.9 if snake else 1.3)
     body = s.joint(0, (0, radius + 0.02, 0.45 * links * step), "body")
     head = s.joint(body, (0, 0.5 * radius, 0), "head", (0.0 if snake else -0.3, 0, 0))
@@ -224,7 +226,7 @@ def worm(s: Sketch, p: Palette) -> str:
     joint = body
     bands = patterned(rng, p.main.colour, p.accent.colour, 1.0)
     for index in range(links):
-        curl = rng.uniform(-0.3, 0.3) if snake else 0.0
+        curl = rng.uniform(-0.75, 0.75) if snake else 0.0
         joint = s.joint(joint, (0, 0, -0.5 * step if index == 0 else -step), "spine", (0, curl, 0), index=index)
         girth = radius * (1 - 0.6 * (index / links) ** 2 if snake else 1 - 0.08 * (index % 2))
         s.ball(joint, (0, 0, -0.4 * step), (girth, girth, 0.85 * step), bands if index % 2 else p.main)
@@ -245,7 +247,7 @@ def insect(s: Sketch, p: Palette) -> str:
     }
     if name in natural:
         p = p.natural(natural[name], rng=rng)
-    low = rng.uniform(0.25, 0.4)
+    low = rng.uniform(0.18, 0.3)
     body = s.joint(0, (0, low, 0), "body")
     s.joint(body, (0, 0, 0), "foot")
     front = 0.25
@@ -258,7 +260,7 @@ def insect(s: Sketch, p: Palette) -> str:
         )
         front = 0.38
     elif name == "crab":
-        s.ball(body, (0, 0, 0), (0.5, 0.2, 0.34), p.main)
+        s.ball(body, (0, 0, 0), (0.52, 0.26, 0.38), p.main)
         front = 0.2
     else:
         rear = Paint(p.main.colour, p.dark.colour, Pattern.STRIPES, (0, 0.4, 3.2)) if name == "bee" else p.main
@@ -285,7 +287,7 @@ def insect(s: Sketch, p: Palette) -> str:
         pairs = 4 if name in ("spider", "crab") else 3
         for pair in range(pairs):
             angle = side * (1.0 - 2.0 * pair / (pairs - 1)) * 0.75
-            reach = rng.uniform(0.26, 0.34) + (0.08 if name == "spider" else 0)
+            reach = rng.uniform(0.2, 0.28) + (0.06 if name == "spider" else 0)
             hip = s.joint(
                 body,
                 (side * (0.4 if name == "crab" else 0.15), -0.02, 0.12 * (pairs / 2 - 0.5 - pair)),
@@ -296,5 +298,5 @@ def insect(s: Sketch, p: Palette) -> str:
             )
             s.rod(hip, (0, 0, 0), (side * reach, 0.18, 0), (0.045, 0.035), p.accent if name != "crab" else p.main)
             knee = s.joint(hip, (side * reach, 0.18, 0), "shin", side=side, phase=0.5 * ((pair + (side > 0)) % 2))
-            s.rod(knee, (0, 0, 0), (side * 0.22, -low - 0.16, 0), (0.035, 0.015), p.dark)
+            s.rod(knee, (0, 0, 0), (side * 0.14, -low - 0.16, 0), (0.035, 0.015), p.dark)
     return f"{p.name} {name}"
