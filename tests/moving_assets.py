@@ -1,0 +1,79 @@
+"""Small moving assets for tests of what comes after the fit."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from loom4d.gaussians.gaussians import Gaussians, rotations, sh_of
+from loom4d.gaussians.motion.spacetime import Spacetime
+
+
+def spacetime_asset(points: int = 400, harmonics: int = 1, degree: int = 0, seed: int = 0) -> Spacetime:
+    """A cloud of space-time Gaussians on a ball: tilted in time, so they move, appear and vanish over 2 seconds."""
+    draw = torch.Generator().manual_seed(seed)
+    normal = lambda *shape: torch.randn(*shape, generator=draw)  # noqa: E731
+    means = 0.45 * torch.nn.functional.normalize(normal(points, 3), dim=-1)
+    colours = 0.15 * normal(points, harmonics, (degree + 1) ** 2, 3)
+    colours[:, 0, 0] = sh_of(0.5 + means)[:, 0]
+    return Spacetime(
+        means=means,
+        times=torch.rand(points, generator=draw),
+        log_scales=math.log(0.05) + 0.4 * normal(points, 3),
+        log_durations=math.log(0.2) + 0.3 * normal(points),
+        left=torch.tensor([1.0, 0, 0, 0]) + 0.4 * normal(points, 4),
+        right=torch.tensor([1.0, 0, 0, 0]) + 0.4 * normal(points, 4),
+        opacity_logits=normal(points) + 1,
+        colours=colours,
+        start=0.5,
+        end=2.5,
+        unit=2.0,
+    )
+
+
+class Swinging:
+    """A ball that swings around the y axis, twice to each side: a motion that no exporter knows."""
+
+    time_range = (0.0, 1.0)
+
+    def __init__(self, points: int = 300, seed: int = 0, radius: float = 0.4, scale: float = 0.06):
+        draw = torch.Generator().manual_seed(seed)
+        self.directions = torch.nn.functional.normalize(torch.randn(points, 3, generator=draw), dim=-1)
+        self.means = radius * self.directions
+        self.quaternions = torch.randn(points, 4, generator=draw)
+        self.log_scales = torch.full((points, 3), math.log(scale)) + 0.2 * torch.randn(points, 3, generator=draw)
+        self.opacities = 0.5 + 0.45 * torch.rand(points, generator=draw)
+        self.colours = sh_of((0.5 + 0.5 * self.directions).clamp(0, 1))
+
+    def angle(self, time: float) -> float:
+        return 0.8 * math.sin(4 * math.pi * time)
+
+    def place(self, points: torch.Tensor, time: float) -> torch.Tensor:
+        """Where points that were at `points` at time 0 are at `time`: turned, and carried up and down."""
+        half = torch.tensor(self.angle(time) / 2)
+        turn = rotations(torch.stack([half.cos(), torch.zeros(()), half.sin(), torch.zeros(())]))
+        return points @ turn.mT + torch.tensor([0.0, 0.15 * math.sin(2 * math.pi * time), 0.0])
+
+    def at(self, time: float) -> Gaussians:
+        half = self.angle(time) / 2
+        w, x, y, z = self.quaternions.unbind(-1)
+        a, b = math.cos(half), math.sin(half)
+        turned = torch.stack([a * w - b * y, a * x + b * z, a * y + b * w, a * z - b * x], -1)
+        return Gaussians(self.place(self.means, time), turned, self.log_scales, self.opacities, self.colours)
+
+    def slices(self, times: torch.Tensor) -> Gaussians:
+        instants = [self.at(time) for time in times.tolist()]
+        means = torch.stack([one.means for one in instants])
+        quaternions = torch.stack([one.quaternions for one in instants])
+        return Gaussians(means, quaternions, self.log_scales, self.opacities, self.colours)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {}
+
+    def config(self) -> dict:
+        return {}
+
+    @staticmethod
+    def from_tensors(tensors: dict[str, torch.Tensor], config: dict) -> Swinging:
+        return Swinging()

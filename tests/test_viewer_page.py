@@ -1,0 +1,148 @@
+"""The page draws what the rasteriser draws, asks for nothing from outside and says nothing in the console."""
+
+import base64
+import json
+import re
+from io import BytesIO
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from browser import Browser, chromium
+from loom4d.cameras import orbit, turntable
+from loom4d.gaussians.rasterize import RasterOptions, rasterize
+from loom4d.grid import ImageGrid, straight
+from loom4d.viewer.page import write_page
+from moving_assets import Swinging, spacetime_asset
+
+needs_browser = pytest.mark.skipif(chromium() is None, reason="no Chromium on this machine")
+
+
+def grid_of(asset, views: int, frames: int, size: int) -> ImageGrid:
+    cameras, times = turntable(views, frames), torch.linspace(*asset.time_range, frames)
+    columns = [
+        straight(rasterize(asset.at(time), cameras[:, frame], RasterOptions(size, size)).premultiplied.clamp(0, 1))
+        for frame, time in enumerate(times.tolist())
+    ]
+    return ImageGrid(torch.stack(columns, 1), cameras, times)
+
+
+def test_a_page_is_one_file_that_names_no_other(tmp_path):
+    asset = spacetime_asset(100)
+    size = write_page(asset, tmp_path / "viewer.html", title='<b>"x" & </script>', grid=grid_of(asset, 2, 3, 32))
+    page = (tmp_path / "viewer.html").read_text()
+    assert size.page == len(page.encode()) and size.gaussians <= 100 and size.motion == "spacetime"
+    assert size.code < 80_000
+    assert not re.search(r"(?:https?:)?//[\w.-]+\.\w+/", page.split('id="data"')[0])
+    assert "<b>" not in page and page.count("</script>") == 3
+    header = json.loads(re.search(r'id="header">(.*?)</script>', page).group(1))
+    assert header["title"] == '<b>"x" & </script>' and len(header["grid"]["azimuths"]) == 2
+    assert "default-src 'none'" in page and "unsafe-inline" not in page
+
+
+def test_the_same_asset_gives_the_same_page(tmp_path):
+    pages = []
+    for name in ("one", "two"):
+        write_page(spacetime_asset(50), tmp_path / name)
+        pages.append((tmp_path / name).read_bytes())
+    assert pages[0] == pages[1]
+
+
+@needs_browser
+@pytest.mark.parametrize(
+    "asset",
+    [spacetime_asset(), spacetime_asset(200, harmonics=3, degree=3), Swinging()],
+    ids=["spacetime", "spacetime with time harmonics", "baked"],
+)
+def test_the_picture_is_the_rasterisers(asset, tmp_path):
+    write_page(asset, tmp_path / "viewer.html", grid=grid_of(asset, 2, 2, 48))
+    start, end = asset.time_range
+    with Browser(400, 300) as browser:
+        browser.open(tmp_path / "viewer.html")
+        browser.run("loom4d.ready.then(() => 1)")
+        for azimuth, elevation, part, size, background in [
+            (30, 10, 0.0, 96, [1, 1, 1]),
+            (200, -35, 0.37, 160, [0.2, 0.4, 0.1]),
+            (75, 70, 1.0, 128, [0, 0, 0]),
+        ]:
+            time = start + part * (end - start)
+            state = {"azimuth": azimuth, "elevation": elevation, "time": time, "size": size, "blur": 0.3}
+            uri = browser.run(f"loom4d.render({json.dumps({**state, 'background': background})})")
+            drawn = pixels(Image.open(BytesIO(base64.b64decode(uri.split(",")[1]))).convert("RGB"))
+            camera = orbit(torch.tensor(float(azimuth)), float(elevation))
+            truth = rasterize(asset.at(time), camera, RasterOptions(size, size))
+            truth = truth.on(torch.tensor(background).float()).clamp(0, 1)
+            assert psnr(drawn, truth) > 50
+            shot = browser.screenshot(x=0, y=0, width=size, height=size)
+            assert psnr(pixels(shot), truth) > 50
+        assert psnr(drawn, torch.full_like(drawn, drawn.mean())) < 30  # there is something to see
+    assert browser.console == []
+    assert [url for url in browser.requests if not url.startswith(("file:", "data:", "about:"))] == []
+
+
+@needs_browser
+def test_hands_keys_and_buttons_move_the_view(tmp_path):
+    asset = spacetime_asset(150)
+    write_page(asset, tmp_path / "viewer.html", grid=grid_of(asset, 4, 3, 32), source=grid_of(asset, 1, 3, 32))
+    with Browser(900, 640) as browser:
+        browser.open(tmp_path / "viewer.html", "#time=1.0&azimuth=40")
+        browser.run("loom4d.ready.then(() => 1)")
+        state = lambda: browser.run("({...loom4d.viewer.camera, time: loom4d.viewer.time, on: loom4d.viewer.playing})")  # noqa: E731
+        frame = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
+        first = state()
+        assert first["azimuth"] == 40 and first["time"] == 1.0 and not first["on"]
+        browser.press("ArrowRight")
+        browser.press("+", "Equal")
+        turned = state()
+        assert turned["azimuth"] == 45 and turned["radius"] < first["radius"]
+        browser.drag((200, 200), (120, 230))
+        dragged = state()
+        assert dragged["azimuth"] > 45 and dragged["elevation"] > turned["elevation"]
+        browser.press(" ", "Space")
+        browser.run(frame)
+        assert state()["on"] and browser.run("play.getAttribute('aria-label')") == "Pause"
+        browser.press(" ", "Space")
+        browser.press("0")
+        assert state()["radius"] == first["radius"] and not state()["on"]
+        browser.press(".")
+        assert state()["time"] > 1.0
+        browser.press("b")
+        assert browser.run("loom4d.viewer.background") == "white"
+        browser.press("m")
+        browser.run(frame)
+        assert browser.run("loom4d.viewer.mode") == "depth" and not browser.run("legend.hidden")
+        browser.press("m")
+        browser.run(frame)
+        assert browser.run("loom4d.viewer.fastest") > 0.01
+        # the third row, last column of the grid: seen from azimuth 180 at the end
+        browser.run("""(() => { const box = sheet.getBoundingClientRect(), button = sheet.querySelector("button");
+            const at = {clientX: box.left + 0.9 * box.width, clientY: box.top + 0.6 * box.height, bubbles: true};
+            button.dispatchEvent(new MouseEvent("click", at)); })()""")
+        assert abs(state()["azimuth"] - 180) < 1e-3 and state()["time"] == 2.5
+        unlabelled = browser.run("""[...document.querySelectorAll("button, input, select, canvas")]
+            .filter((one) => !one.getAttribute("aria-label")).map((one) => one.id)""")
+        assert unlabelled == []
+        browser.resize(390, 844, phone=True)
+        browser.run(frame)
+        assert browser.run("document.documentElement.scrollWidth") == 390
+        assert browser.run("view.clientWidth") == 390 and browser.run("view.clientHeight") >= 300
+    assert browser.console == []
+
+
+@needs_browser
+def test_without_webgl2_the_page_says_so(tmp_path):
+    write_page(spacetime_asset(20), tmp_path / "viewer.html")
+    with Browser(400, 300, flags=("--disable-3d-apis",)) as browser:
+        browser.open(tmp_path / "viewer.html")
+        browser.run("loom4d.ready.catch(() => 1)")
+        assert "needs WebGL2" in browser.run("message.textContent") and not browser.run("message.hidden")
+
+
+def pixels(image: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
+
+
+def psnr(ours: torch.Tensor, truth: torch.Tensor) -> float:
+    return float(-10 * torch.log10(((ours - truth) ** 2).mean()))
