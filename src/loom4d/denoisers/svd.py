@@ -1,0 +1,75 @@
+"""SVD-XT (2311.15127), the video prior: a clip over time that starts with a given picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from loom4d.denoisers import vae as vaes
+from loom4d.denoisers.family import Guidance, VideoPrior
+from loom4d.denoisers.stable import (
+    SCALAR_WIDTH,
+    Kind,
+    Sizes,
+    Stable,
+    conditions,
+    guided_denoiser,
+    in_order,
+    load,
+    repeated,
+    sinusoids,
+)
+from loom4d.diffusion.denoiser import Denoiser
+from loom4d.runs import InputError
+
+KIND = Kind("SVD", 3 * SCALAR_WIDTH, embedder=3, build_vae=vaes.video_vae, own_encoder=True)
+
+
+@dataclass(frozen=True)
+class SVDConfig:
+    """What the prior is told beside the picture; the values of Diffusion²'s code."""
+
+    fps: float = 24.0  # as the network sees it; diffusers' pipeline counts one more
+    motion: float = 127.0
+    noise: float = 0.02  # deviation of the noise on the given picture
+
+
+def load_svd(path: Path, sizes: Sizes | None = None, dtype: torch.dtype = torch.float32) -> Stable:
+    """From `svd_xt.safetensors`, or a folder in diffusers' layout."""
+    return load(path, KIND, sizes, dtype)
+
+
+def vector(config: SVDConfig, frames: int) -> Float[Tensor, "frame vector"]:
+    """fps, motion and noise, the same for every frame."""
+    told = torch.tensor([config.fps, config.motion, config.noise])
+    return sinusoids(told, SCALAR_WIDTH).flatten().expand(frames, -1)
+
+
+def video_prior(model: Stable, unet: nn.Module, config: SVDConfig, sequences: int) -> VideoPrior:
+    """The family's video prior. Camera and seconds are not among what SVD can be told.
+
+    SVD takes the given picture for its first frame. Given the last frame it plays backwards: the clip is reversed
+    before and after, guidance with it. `unet` is the model's own, or what compiling made of it.
+    """
+
+    def prior(
+        pictures: Float[Tensor, "clip 4 height width"],
+        elevations_deg: Float[Tensor, " clip"],
+        times: Float[Tensor, " frame"],
+        given_frame: int,
+        guidance: Guidance,
+    ) -> Denoiser:
+        frames = len(times)
+        if given_frame % frames not in (0, frames - 1):
+            raise InputError(f"SVD is given its first or its last frame; frame {given_frame} of {frames} is neither")
+        given, null = conditions(model, pictures, repeated(vector(config, frames), len(pictures)), config.noise)
+        denoise = guided_denoiser(unet, given, null, guidance, frames, sequences)
+        if given_frame % frames == 0:
+            return denoise
+        return in_order(denoise, torch.arange(frames).flip(0))
+
+    return prior
