@@ -48,10 +48,8 @@ class ImageGrid:
         return self.rgba.shape[-2], self.rgba.shape[-1]
 
     def __getitem__(self, index: tuple[slice, slice]) -> ImageGrid:
-        """Part of the grid by (view slice, frame slice); plain indices would lose an axis and are refused."""
+        """Part of the grid by two slices, as grid[2:3, :]; a plain index would lose an axis."""
         views, frames = index
-        if not (isinstance(views, slice) and isinstance(frames, slice)):
-            raise TypeError("index a grid by two slices, as grid[2:3, :]")
         return ImageGrid(self.rgba[views, frames], self.cameras[views, frames], self.times[frames])
 
     @property
@@ -100,7 +98,7 @@ def save_grid(grid: ImageGrid, folder: Path) -> None:
     write_json(
         folder / "cameras.json",
         {
-            "convention": "OpenGL camera (x right, y up, looks down -z), world y up, intrinsics of an image spanning 0..1",
+            "convention": "OpenGL camera (x right, y up, looks down -z), world y up; intrinsics of an image over 0..1",
             "times": grid.times.tolist(),
             "camera_from_world": grid.cameras.camera_from_world.tolist(),
             "intrinsics": grid.cameras.intrinsics.tolist(),

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -86,6 +86,15 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def peak_memory_gb() -> float:
     """Largest resident set of this process so far, in GB (10⁹ bytes)."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+@runtime_checkable
+class Memory(Protocol):
+    """Where long work keeps what it needs to go on after a kill. A `Run` is one."""
+
+    def save_state(self, name: str, tensors: dict[str, Tensor], **metadata: Any) -> None: ...
+
+    def load_state(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None: ...
 
 
 class Run:

@@ -1,0 +1,233 @@
+"""Every command, and the only module that prints."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import itertools
+import os
+import platform
+import shutil
+import sys
+import webbrowser
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from loom4d import native, pipeline
+from loom4d.denoisers.weights import load_autoencoder, load_prior
+from loom4d.export.video import OrbitOptions
+from loom4d.gaussians.asset import load_asset, save_asset
+from loom4d.gaussians.fit import PRESETS as FIT_PRESETS
+from loom4d.gaussians.fit import FitConfig, fit
+from loom4d.grid import load_grid
+from loom4d.methods.diffusion_squared import PRESETS, DiffusionSquaredConfig
+from loom4d.runs import Event, InputError, result_of
+from loom4d.sources.framing import Config as SourceConfig
+from loom4d.training.recipes import RECIPES, run_recipe, tiny
+from loom4d.training.shards import default_folder
+from loom4d.viewer import write_page
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+class Show:
+    """Prints events: a bar with the remaining time for each stage, a line for each note."""
+
+    def __init__(self) -> None:
+        self.progress = Progress(
+            TextColumn("{task.description:<9}"),
+            BarColumn(),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TimeElapsedColumn(),
+            TextColumn("elapsed,"),
+            TimeRemainingColumn(),
+            TextColumn("left  {task.fields[message]}"),
+            console=console,
+        )
+        self.tasks: dict[str, TaskID] = {}
+
+    def __call__(self, event: Event) -> None:
+        if event.total:
+            if event.stage not in self.tasks:
+                self.tasks[event.stage] = self.progress.add_task(event.stage, total=event.total, message="")
+            message = event.message if event.kind != "start" else ""
+            self.progress.update(self.tasks[event.stage], completed=event.step, total=event.total, message=message[:60])
+        elif event.kind in ("note", "done", "start") and (event.message or event.data):
+            facts = ", ".join(f"{name} {value}" for name, value in event.data.items())
+            shown = ": ".join(part for part in (event.message, facts if event.kind == "done" else "") if part)
+            if shown:
+                self.progress.console.print(f"{event.stage:<9} {shown}")
+
+    def __enter__(self) -> Show:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+
+def generate(
+    input: Annotated[Path, tyro.conf.Positional],
+    /,
+    out: Path,
+    preset: Literal["default", "paper", "released"] = "default",
+    quality: Literal["preview", "balanced", "best"] = "balanced",
+    seed: int = 0,
+    method: str = "diffusion-squared",
+    priors: str = "small",
+    checkpoints: Path | None = None,
+    source: SourceConfig = pipeline.GenerateConfig().source,  # noqa: B008 (frozen)
+    imagining: DiffusionSquaredConfig = DiffusionSquaredConfig(),  # noqa: B008
+    fitting: FitConfig = FitConfig(),  # noqa: B008
+    orbit: OrbitOptions = OrbitOptions(),  # noqa: B008
+) -> None:
+    """Make a moving 3D asset of a picture, a clip, a folder of frames or an orbit of a static object.
+
+    Args:
+        input: The picture, video file or folder of frames.
+        out: Folder for the results; the same command on an interrupted run goes on with it.
+        preset: How the grid is imagined; --imagining.* changes single choices.
+        quality: How long the fit takes; --fitting.* changes single choices.
+        seed: Another seed, another asset; the same seed, the same bytes on this machine.
+    """
+    config = pipeline.GenerateConfig(
+        method, preset, priors, checkpoints, seed, source, replace(imagining, seed=seed), fitting, orbit
+    )
+    with Show() as show:
+        pipeline.generate(input, out, config, show)
+    console.print(f"open {out / 'viewer.html'}")
+
+
+def fit_command(
+    grid: Annotated[Path, tyro.conf.Positional],
+    /,
+    out: Path,
+    quality: Literal["preview", "balanced", "best"] = "balanced",
+    fitting: FitConfig = FitConfig(),  # noqa: B008
+) -> None:
+    """Fit dynamic Gaussians to an image grid: a folder with cameras.json, or a run folder that holds one.
+
+    Args:
+        grid: Folder with cameras.json and view_VV/frame_FF.png, or a run folder.
+        out: Folder for asset.safetensors and viewer.html.
+    """
+    folder = grid / "grid" if (grid / "grid" / "cameras.json").exists() else grid
+    pictures = load_grid(folder)
+    with Show() as show:
+        asset = result_of(fit(pictures, fitting), show)
+    save_asset(asset, out / "asset.safetensors")
+    write_page(asset, out / "viewer.html", title=grid.name, grid=pictures)
+    console.print(f"open {out / 'viewer.html'}")
+
+
+def view(run: Annotated[Path, tyro.conf.Positional], /, browser: bool = True) -> None:
+    """Open a run's page in the browser; the page is written first where the folder has only the asset.
+
+    Args:
+        run: A run folder, or any folder with asset.safetensors.
+        browser: Open it, or only say where it is.
+    """
+    page = run / "viewer.html"
+    if not page.exists():
+        if not (run / "asset.safetensors").exists():
+            raise InputError(f"{run} holds neither viewer.html nor asset.safetensors; give a run folder")
+        write_page(load_asset(run / "asset.safetensors"), page, title=run.name)
+    if browser and not webbrowser.open(page.resolve().as_uri()):
+        console.print("no browser could be started here")
+    console.print(str(page))
+
+
+def train(
+    recipe: Annotated[str, tyro.conf.Positional],
+    /,
+    out: Path,
+    data: Path | None = None,
+    minutes: float = float("inf"),
+    weights: Path | None = None,
+    size: Literal["full", "tiny"] = "full",
+) -> None:
+    """Train one of the built-in networks by its recipe; calling again goes on from the last checkpoint.
+
+    Args:
+        recipe: autoencoder or prior.
+        out: Folder for checkpoint, log, loss curve, samples and the weight file.
+        data: Folder of training pictures, drawn where missing; the user's cache by default.
+        minutes: Stop after so long, with a checkpoint.
+        weights: Folder with the family's other weight files, and the weights to start from.
+        size: tiny is the whole recipe in seconds, to try it.
+    """
+    if recipe not in RECIPES:
+        raise InputError(f"unknown recipe {recipe!r}; choose one of {', '.join(RECIPES)}")
+    chosen = tiny(RECIPES[recipe]) if size == "tiny" else RECIPES[recipe]
+    with Show() as show:
+        path = result_of(run_recipe(chosen, out, data or default_folder(), minutes, weights), show)
+    console.print(f"wrote {path}")
+
+
+def doctor() -> None:
+    """Say what this machine has and what is missing, one line each."""
+    kernels = "built and loaded" if native.load() else "not available: the slower tensor path runs"
+    _, autoencoder = load_autoencoder()
+    _, prior = load_prior()
+    scores = {name: round(value, 2) for name, value in autoencoder["scores"].items()}
+    bf16 = torch.cpu.get_capabilities().get("avx512_bf16", False)
+    lines = {
+        "python": f"{platform.python_version()} on {platform.machine()}",
+        "torch": f"{torch.__version__}, {torch.get_num_threads()} threads, bfloat16 {'yes' if bf16 else 'no (slower)'}",
+        "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9:.0f} GB",
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none (not needed)",
+        "compiler": native.compiler() or "none: install g++ or clang++ for the fast kernels",
+        "kernels": kernels,
+        "autoencoder": f"step {autoencoder['step']}, {scores}",
+        "prior": f"step {prior['step']}, {prior['scores']}",
+        "diffusers": _extra("diffusers", "full-size"),
+        "browser": shutil.which("chromium") or shutil.which("google-chrome") or "none found for `loom4d view`",
+    }
+    for name, line in lines.items():
+        console.print(f"{name:<12} {line}")
+
+
+def _extra(module: str, extra: str) -> str:
+    found = importlib.util.find_spec(module) is not None
+    return "installed" if found else f"missing: pip install 'loom4d[{extra}]'"
+
+
+def commands(arguments: list[str]) -> dict[str, Callable[..., None]]:
+    """The commands; nested options default to the presets that the command line itself names."""
+
+    def named(option: str, default: str) -> str:
+        given = [value for name, value in itertools.pairwise(arguments) if name == option]
+        given += [name.split("=", 1)[1] for name in arguments if name.startswith(f"{option}=")]
+        return given[-1] if given else default
+
+    imagining = PRESETS.get(named("--preset", "default"), PRESETS["default"])()
+    fitting = FIT_PRESETS.get(named("--quality", "balanced"), FIT_PRESETS["balanced"])()
+    return {
+        "generate": functools.partial(generate, imagining=imagining, fitting=fitting),
+        "fit": functools.partial(fit_command, fitting=fitting),
+        "view": view,
+        "train": train,
+        "doctor": doctor,
+    }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the `loom4d` command; bad input ends with one line and exit code 2."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            commands(arguments), args=arguments, description="Pictures into moving 3D assets."
+        )
+    except InputError as error:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"loom4d: {error}", markup=False)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        Console(stderr=True).print("stopped; the same command goes on from here")
+        raise SystemExit(130) from None

@@ -1,0 +1,84 @@
+"""A family of priors: a video prior and a multi-view prior that share one latent space, and the way into it and back.
+
+Methods speak to families only through this record, so the small built-in networks and full-size checkpoints are
+interchangeable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Float
+from torch import Tensor
+
+from loom4d.diffusion.denoiser import Denoiser
+
+
+@runtime_checkable
+class Encode(Protocol):
+    def __call__(self, premultiplied: Float[Tensor, "b 4 height width"]) -> Float[Tensor, "b c h w"]:
+        """Premultiplied RGBA in 0..1 to latents of the diffused space."""
+
+
+@runtime_checkable
+class Decode(Protocol):
+    def __call__(self, latents: Float[Tensor, "clip picture c h w"]) -> Float[Tensor, "clip picture 4 height width"]:
+        """Latents of clips over time (rows of a grid) to premultiplied RGBA, about 0..1."""
+
+
+@runtime_checkable
+class VideoPrior(Protocol):
+    def __call__(
+        self,
+        pictures: Float[Tensor, "clip 4 height width"],
+        elevations_deg: Float[Tensor, " clip"],
+        times: Float[Tensor, " frame"],
+        given_frame: int,
+        guidance: Guidance,
+    ) -> Denoiser:
+        """A guided denoiser of clips (clip, frame, c, h, w), each given its picture at `given_frame`."""
+
+
+@runtime_checkable
+class MultiviewPrior(Protocol):
+    def __call__(
+        self,
+        pictures: Float[Tensor, "clip 4 height width"],
+        azimuths_deg: Float[Tensor, " view"],
+        elevations_deg: Float[Tensor, " view"],
+        guidance: Guidance,
+    ) -> Denoiser:
+        """A guided denoiser of clips (clip, view, c, h, w), each given its picture at azimuth 0 (or 360)."""
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance along a clip: linear from `first` to `last`, only while low <= σ <= high."""
+
+    first: float = 1.0
+    last: float = 1.0
+    low: float = 0.0
+    high: float = float("inf")
+
+
+@dataclass(frozen=True)
+class Family:
+    """`sigma_min` and `sigma_max` span the noise the priors were trained for; pictures are `resolution` squared."""
+
+    name: str
+    resolution: int
+    latent_shape: tuple[int, int, int]  # (c, h, w) of one picture
+    views: int  # the multi-view prior's own clip length, azimuths uniform
+    frames: int  # the video prior's own clip length
+    sigma_min: float
+    sigma_max: float
+    encode: Encode
+    decode: Decode
+    video: VideoPrior
+    multiview: MultiviewPrior
+
+
+Loader = Callable[[Path | None], Family]  # folder of checkpoints, or None for what ships with the package

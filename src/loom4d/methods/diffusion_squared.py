@@ -1,0 +1,219 @@
+"""Diffusion²: a views × frames grid by composing a multi-view and a video prior's scores (2404.02148), then its fit.
+
+column: the multi-view prior draws all views of the reference instant
+row:    the video prior draws the reference view over time (or a clip is given)
+grid:   euler(composed(columns(multiview), rows(video), weight), noise, sigmas)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from loom4d.cameras import Cameras, turntable
+from loom4d.denoisers.family import Family, Guidance
+from loom4d.diffusion.composition import Curve, clamped, columns, composed, rows, view_trust, weight_over
+from loom4d.diffusion.denoiser import Denoiser, Latents, grid_noise
+from loom4d.diffusion.samplers import Sampling, State, sample, start
+from loom4d.diffusion.schedules import Sigmas, schedule
+from loom4d.grid import ImageGrid, straight
+from loom4d.runs import Event, InputError, Memory, Work
+
+
+@dataclass(frozen=True)
+class DiffusionSquaredConfig:
+    """Every choice of the method; `paper`, `released` and `default` below are the presets."""
+
+    seed: int = 0
+    views: int = 8
+    frames: int = 8
+    seconds: float = 1.0  # length of the clip that a single picture becomes
+    steps: int = 24
+    schedule: str = "karras"  # of SCHEDULES
+    sampling: Sampling = field(default_factory=Sampling)
+    share: Curve = field(default_factory=Curve)  # the multi-view prior's share over the trajectory
+    trust_by_azimuth: bool = False  # side views lean on the multi-view prior: u = 1 − ¾ sin² azimuth
+    video_guidance: Guidance = field(default_factory=Guidance)
+    multiview_guidance: Guidance = field(default_factory=Guidance)
+    reference_frame: int = 0  # the instant whose views are drawn first; −1 is the last
+    told_frame: int | None = None  # the frame that the video prior takes its picture for; None: the reference frame
+    clamp_conditions: bool = True  # the condition row and column stand in the grid; else they are only conditions
+    keep_given: bool = True  # the given pictures stand in the finished grid as given
+
+
+def default() -> DiffusionSquaredConfig:
+    """Ours: the preset that shows most."""
+    return DiffusionSquaredConfig(video_guidance=Guidance(1.5, 1.5), multiview_guidance=Guidance(1.5, 1.5))
+
+
+def paper() -> DiffusionSquaredConfig:
+    """As the paper has it: 50 Euler steps, a falling logistic share (s₀ = 0.5, k = 20), first row and column given."""
+    return DiffusionSquaredConfig(
+        steps=50,
+        share=Curve("logistic", midpoint=0.5, steepness=20.0),
+        video_guidance=Guidance(1.5, 3.0),
+        multiview_guidance=Guidance(2.5, 2.5),
+    )
+
+
+def released() -> DiffusionSquaredConfig:
+    """As the released code runs: constant share 0.6, trust by azimuth, ten of fifty steps repeated with too little
+    noise, nothing clamped, and a clip's last frame as reference that the video prior takes for its first."""
+    return replace(
+        paper(),
+        sampling=Sampling(renoising="released", renoised_share=0.2),
+        share=Curve("constant", high=0.6),
+        trust_by_azimuth=True,
+        reference_frame=-1,
+        told_frame=0,
+        clamp_conditions=False,
+        keep_given=False,
+    )
+
+
+PRESETS = {"default": default, "paper": paper, "released": released}
+
+STREAMS = {"column": 1 << 20, "row": 2 << 20, "grid": 0}  # of the noise: no stage shares another's
+
+
+def imagine(
+    given: ImageGrid, family: Family, config: DiffusionSquaredConfig, memory: Memory | None = None
+) -> Work[ImageGrid]:
+    """The whole grid from one picture (1×1), a clip (1×F) or the views of a static object (V×1).
+
+    `given` has the family's resolution, its first view at azimuth 0. `memory` keeps each stage's state after every
+    step; with it a killed run goes on to the same grid.
+    """
+    if given.size != (family.resolution, family.resolution):
+        raise ValueError(f"the {family.name} priors see {family.resolution}² pictures, got {given.size}")
+    if given.views > 1 and given.frames > 1:
+        raise InputError(f"a grid of {given.views} × {given.frames} pictures leaves nothing to imagine")
+    weaver = Weaver(given, family, config, memory)
+    column = yield from weaver.column()
+    row = yield from weaver.row()
+    return (yield from weaver.grid(column, row))
+
+
+class Weaver:
+    """One grid in the making: what the three stages share."""
+
+    def __init__(self, given: ImageGrid, family: Family, config: DiffusionSquaredConfig, memory: Memory | None):
+        self.given, self.family, self.config, self.memory = given, family, config, memory
+        self.cameras, self.times = extent(given, config)
+        self.reference = config.reference_frame % len(self.times) if given.frames > 1 else 0
+        self.azimuths = self.cameras.azimuths_deg()[:, 0]
+        self.elevations = self.cameras.elevations_deg()[:, 0]
+        self.sigmas = schedule(config.schedule, config.steps, family.sigma_min, family.sigma_max)
+
+    def column(self) -> Work[Float[Tensor, "view 4 height width"]]:
+        """Premultiplied pictures of the reference instant from every view; the given one stands as given."""
+        pictures = self.given.premultiplied
+        if self.given.views > 1:
+            return pictures[:, 0]
+        picture = pictures[:, self.reference]  # (1, 4, H, W)
+        denoise = self.family.multiview(picture, self.azimuths, self.elevations, self.config.multiview_guidance)
+        known, mask = self._at_first(picture, (len(self.azimuths), 1))
+        latents = yield from self._sampled("column", clamped(columns(denoise), known, mask), mask.shape)
+        drawn = self.family.decode(rearrange(latents, "view 1 c h w -> 1 view c h w"))[0]
+        return torch.cat([picture, drawn[1:]])
+
+    def row(self) -> Work[Float[Tensor, "frame 4 height width"]]:
+        """Premultiplied pictures of the reference view over time."""
+        pictures = self.given.premultiplied
+        if self.given.frames > 1:
+            return pictures[0]
+        picture = pictures[:1, 0]
+        denoise = self.family.video(picture, self.elevations[:1], self.times, 0, self.config.video_guidance)
+        known, mask = self._at_first(picture, (1, len(self.times)))
+        latents = yield from self._sampled("row", clamped(rows(denoise), known, mask), mask.shape)
+        return torch.cat([picture, self.family.decode(latents)[0, 1:]])
+
+    def grid(
+        self, column: Float[Tensor, "view 4 height width"], row: Float[Tensor, "frame 4 height width"]
+    ) -> Work[ImageGrid]:
+        """All cells, given the condition column and row."""
+        config = self.config
+        told = self.reference if config.told_frame is None else config.told_frame
+        video = self.family.video(column, self.elevations, self.times, told, config.video_guidance)
+        multiview = self.family.multiview(row, self.azimuths, self.elevations, config.multiview_guidance)
+        trust = view_trust(self.azimuths) if config.trust_by_azimuth else None
+        weight = weight_over(config.share, self.sigmas, trust)
+        denoise = composed(columns(multiview), rows(video), weight)
+        if config.clamp_conditions:
+            denoise = clamped(denoise, *self._conditions(column, row))
+        latents = yield from self._sampled("grid", denoise, (len(column), len(row)))
+        rgba = straight(self.family.decode(latents).clamp(0, 1))
+        if config.keep_given:
+            frames = slice(None) if self.given.frames > 1 else slice(0, 1)
+            rgba[: self.given.views, frames] = self.given.rgba.to(rgba)
+        return ImageGrid(rgba, self.cameras, self.times)
+
+    def _at_first(
+        self, picture: Float[Tensor, "1 4 height width"], size: tuple[int, int]
+    ) -> tuple[Latents, Bool[Tensor, "view frame"]]:
+        """The given picture's latent, and the mask of its cell: the first of the column or row."""
+        mask = torch.zeros(size, dtype=torch.bool)
+        mask[0, 0] = True
+        return self.family.encode(picture).expand(*size, -1, -1, -1), mask
+
+    def _conditions(
+        self, column: Float[Tensor, "view 4 height width"], row: Float[Tensor, "frame 4 height width"]
+    ) -> tuple[Latents, Bool[Tensor, "view frame"]]:
+        """Latents of the condition row and column in their places, and the mask of those cells."""
+        mask = torch.zeros(len(column), len(row), dtype=torch.bool)
+        mask[0], mask[:, self.reference] = True, True
+        known = torch.zeros(len(column), len(row), *self.family.latent_shape)
+        known[:, self.reference] = self.family.encode(column)
+        known[0] = self.family.encode(row)
+        return known, mask
+
+    def _sampled(self, stage: str, denoise: Denoiser, size: tuple[int, ...]) -> Work[Latents]:
+        """Walks one trajectory; the state after each step goes to memory, an earlier one is taken up from there."""
+        views, frames = size
+        noise = grid_noise(self.config.seed, views, frames, self.family.latent_shape, stream=STREAMS[stage])
+        begun = recalled(self.memory, stage) or start(noise, self.sigmas)
+        total = len(self.sigmas) - 1
+        sampling = replace(self.config.sampling, seed=self.config.seed)
+        yield Event(stage, "start", f"{views} × {frames} pictures", begun.step, total)
+        state = begun
+        for state in _walk(denoise, begun, self.sigmas, sampling):
+            if self.memory is not None:
+                tensors = {"x": state.x} | ({} if state.denoised is None else {"denoised": state.denoised})
+                self.memory.save_state(stage, tensors, step=state.step)
+            yield Event(stage, "progress", "", state.step, total, {"sigma": round(self.sigmas[state.step].item(), 4)})
+        return state.x.float()
+
+
+def _walk(denoise: Denoiser, state: State, sigmas: Sigmas, sampling: Sampling) -> Iterator[State]:
+    with torch.inference_mode():
+        walk = sample(denoise, state, sigmas, sampling)
+    while True:
+        with torch.inference_mode():
+            following = next(walk, None)
+        if following is None:
+            return
+        yield following
+
+
+def recalled(memory: Memory | None, stage: str) -> State | None:
+    """The stage's last state in memory, if any."""
+    saved = memory.load_state(stage) if memory is not None else None
+    if saved is None:
+        return None
+    tensors, facts = saved
+    return State(facts["step"], tensors["x"], tensors.get("denoised"))
+
+
+def extent(given: ImageGrid, config: DiffusionSquaredConfig) -> tuple[Cameras, Float[Tensor, " frame"]]:
+    """Cameras (view, frame) and times of the finished grid: the given ones along the axis that is given, else a
+    turntable at the given camera's elevation."""
+    frames = given.frames if given.frames > 1 else config.frames
+    times = given.times if given.frames > 1 else torch.linspace(0, config.seconds, frames)
+    if given.views > 1:
+        return given.cameras[:, :1].expand(given.views, frames), times
+    return turntable(config.views, frames, given.cameras.elevations_deg()[0, 0].item()), times

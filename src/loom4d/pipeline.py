@@ -1,0 +1,202 @@
+"""From a path to a run folder: the whole of Loom4D in one generator of events.
+
+Every stage leaves its result on disk and the next one reads it from there, so a run that was killed and called again
+goes through the same bytes as one that was not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from loom4d import native
+from loom4d.denoisers import DENOISERS, Family
+from loom4d.evaluation.scores import foreground_psnr
+from loom4d.export.video import OrbitOptions, write_orbit
+from loom4d.gaussians.asset import load_asset, render, save_asset
+from loom4d.gaussians.fit import FitConfig, balanced, fit
+from loom4d.gaussians.motion import DynamicGaussians
+from loom4d.gaussians.rasterize import default_backend
+from loom4d.grid import ImageGrid, contact_sheet, load_grid, save_grid
+from loom4d.methods import METHODS
+from loom4d.runs import Event, InputError, Run, Work, result_of
+from loom4d.sources.framing import Config as SourceConfig
+from loom4d.sources.framing import load
+from loom4d.viewer import write_page
+
+STAGES = ("sources", "imagine", "fit", "orbit", "viewer")
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """Everything a run depends on besides its input; written to `config.json`."""
+
+    method: str = "diffusion-squared"  # of METHODS
+    preset: str = "default"  # of the method's presets
+    priors: str = "small"  # of DENOISERS
+    checkpoints: Path | None = None  # folder of weight files; None takes what ships with the package
+    seed: int = 0
+    source: SourceConfig = field(default_factory=lambda: SourceConfig(fill=0.75, elevation_deg=5.0))
+    imagining: Any = None  # the method's configuration; None is the preset's
+    fitting: FitConfig = field(default_factory=balanced)
+    orbit: OrbitOptions = field(default_factory=OrbitOptions)
+
+
+def generate(
+    path: Path | str,
+    out: Path | str,
+    config: GenerateConfig | None = None,
+    on_event: Callable[[Event], None] | None = None,
+) -> DynamicGaussians:
+    """Makes a moving 3D asset of the picture, clip, folder of frames or 3D model at `path`.
+
+    The run folder `out` then holds config.json, events.jsonl, report.json, grid.png, grid/, asset.safetensors,
+    orbit.mp4 and viewer.html. An interrupted run with the same input and configuration goes on. Raises `InputError`
+    with one clear line when the input or the folder cannot be used.
+    """
+    return result_of(generating(Path(path), Path(out), config or GenerateConfig()), on_event)
+
+
+def generating(path: Path, out: Path, config: GenerateConfig) -> Work[DynamicGaussians]:
+    """`generate` as a stream of events."""
+    imagining = imagining_config(config)
+    if config.priors not in DENOISERS:
+        raise InputError(f"unknown priors {config.priors!r}; choose one of {', '.join(DENOISERS)}")
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder")
+    run = Run(
+        out, {"input": path.name, "content": fingerprint(path), **as_json(config), "imagining": as_json(imagining)}
+    )
+    try:
+        family = DENOISERS[config.priors](config.checkpoints)
+        given = yield from _stage(run, "sources", _prepare(path, config, imagining, family, run))
+        grid = yield from _stage(run, "imagine", _imagine(given, config, imagining, family, run))
+        asset = yield from _stage(run, "fit", _fit(grid, given, config, run))
+        yield from _stage(run, "orbit", _orbit(asset, config, run))
+        yield from _stage(run, "viewer", _page(asset, grid, given, path, run))
+    finally:
+        run.close()
+    return asset
+
+
+def imagining_config(config: GenerateConfig) -> Any:
+    """The method's configuration that a run uses: the given one, or the preset's with the run's seed."""
+    if config.method not in METHODS:
+        raise InputError(f"unknown method {config.method!r}; choose one of {', '.join(METHODS)}")
+    method = METHODS[config.method]
+    if config.preset not in method.presets:
+        raise InputError(f"unknown preset {config.preset!r}; {config.method} has {', '.join(method.presets)}")
+    return config.imagining or method.presets[config.preset](config.seed)
+
+
+def fingerprint(path: Path) -> str:
+    """SHA-256 of a file, or of a folder's files with their names."""
+    digest = hashlib.sha256()
+    for file in [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file()):
+        digest.update(file.relative_to(path).as_posix().encode())
+        with open(file, "rb") as content:
+            while block := content.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def as_json(record: Any) -> dict[str, Any]:
+    """A configuration as plain JSON values; paths become strings, infinities their names."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(inner) for key, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(inner) for inner in value]
+        return str(value) if isinstance(value, Path) or value in (float("inf"), float("-inf")) else value
+
+    return plain(asdict(record))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: how its result is made and kept, and how it is read back."""
+
+    make: Callable[[], Work[dict[str, Any]]]  # leaves the result on disk and returns the facts for the report
+    read: Callable[[], Any]
+
+
+def _stage(run: Run, name: str, stage: Stage) -> Work[Any]:
+    """Runs a stage unless the folder already has its result; either way reads the result from the folder."""
+    if run.finished(name):
+        yield _recorded(run, Event(name, "note", "already done"))
+        return stage.read()
+    begun = time.monotonic()
+    work = stage.make()
+    while True:
+        try:
+            event = next(work)
+        except StopIteration as stop:
+            facts = stop.value
+            break
+        yield _recorded(run, event)
+    run.finish(name, time.monotonic() - begun, **facts)
+    yield _recorded(run, Event(name, "done", data={"seconds": round(time.monotonic() - begun, 1), **facts}))
+    return stage.read()
+
+
+def _recorded(run: Run, event: Event) -> Event:
+    run.record(event)
+    return event
+
+
+def _prepare(path: Path, config: GenerateConfig, imagining: Any, family: Family, run: Run) -> Stage:
+    def make() -> Work[dict[str, Any]]:
+        frames = imagining.views if config.source.kind == "orbit" else imagining.frames
+        given = yield from load(path, frames, family.resolution, config.source)
+        save_grid(given, run.path / "input")
+        return {"views": given.views, "frames": given.frames, "resolution": family.resolution}
+
+    return Stage(make, lambda: load_grid(run.path / "input"))
+
+
+def _imagine(given: ImageGrid, config: GenerateConfig, imagining: Any, family: Family, run: Run) -> Stage:
+    def make() -> Work[dict[str, Any]]:
+        grid = yield from METHODS[config.method].imagine(given, family, imagining, run)
+        save_grid(grid, run.path / "grid")
+        contact_sheet(grid).save(run.path / "grid.png")
+        return {"views": grid.views, "frames": grid.frames}
+
+    return Stage(make, lambda: load_grid(run.path / "grid"))
+
+
+def _fit(grid: ImageGrid, given: ImageGrid, config: GenerateConfig, run: Run) -> Stage:
+    def make() -> Work[dict[str, Any]]:
+        backend = default_backend()
+        if native.load() is None:
+            yield Event("fit", "note", "no native kernels (no C++ compiler found): the slower tensor path is used")
+        asset = yield from fit(grid, config.fitting, run)
+        save_asset(asset, run.path / "asset.safetensors")
+        shown = render(asset, grid.cameras, grid.times, *grid.size)
+        psnr = foreground_psnr(shown, grid)
+        facts = {"backend": backend, "foreground_psnr": round(psnr.nanmean().item(), 2)}
+        return facts | {"input_view_psnr": round(psnr[0].nanmean().item(), 2)}
+
+    return Stage(make, lambda: load_asset(run.path / "asset.safetensors"))
+
+
+def _orbit(asset: DynamicGaussians, config: GenerateConfig, run: Run) -> Stage:
+    def make() -> Work[dict[str, Any]]:
+        yield Event("orbit", "start", "drawing orbit.mp4")
+        write_orbit(asset, run.path / "orbit.mp4", config.orbit)
+        return {"frames": config.orbit.frames}
+
+    return Stage(make, lambda: None)
+
+
+def _page(asset: DynamicGaussians, grid: ImageGrid, given: ImageGrid, path: Path, run: Run) -> Stage:
+    def make() -> Work[dict[str, Any]]:
+        yield Event("viewer", "start", "writing viewer.html")
+        size = write_page(asset, run.path / "viewer.html", title=path.stem, grid=grid, source=given)
+        return {"bytes": size.page}
+
+    return Stage(make, lambda: None)

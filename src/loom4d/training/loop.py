@@ -1,0 +1,214 @@
+"""One training loop for every recipe: it shows itself, and a killed run goes on to the same curve."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor, nn
+
+from loom4d.runs import Event, InputError, Work, load_tensors, save_tensors, write_atomically
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    steps: int
+    learning_rate: float = 1e-3
+    warmup: int = 100
+    decay: int = 0  # over this many last steps the rate falls linearly to zero
+    average: float = 0.999  # decay of the exponential moving average of the weights
+    clip: float = 1.0  # largest gradient norm
+    seed: int = 0
+    checkpoint_seconds: float = 240.0
+    preview_steps: int = 500
+    compiled: bool = False  # pays from a few hundred steps on; needs a C++ compiler
+    bf16: bool = True
+
+
+@runtime_checkable
+class Task(Protocol):
+    """What is trained. `call` is the network, compiled and under autocast where asked."""
+
+    network: nn.Module
+
+    def loss(self, call: Callable, generator: torch.Generator) -> Tensor: ...
+
+    def preview(self) -> Image.Image: ...
+
+    def scores(self) -> dict[str, float]: ...
+
+
+def learning_rate(config: LoopConfig, step: int) -> float:
+    """Linear warm-up, constant, linear decay to zero over the last `decay` steps (cut the run short, lose nothing)."""
+    falling = min(1.0, (config.steps - step) / config.decay) if config.decay else 1.0
+    return config.learning_rate * min(1.0, (step + 1) / config.warmup) * falling
+
+
+def optimizers(network: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
+    """Muon on the matrices inside a network's blocks, AdamW on all else."""
+    hidden = [weight for name, weight in network.named_parameters() if weight.ndim == 2 and ".attention." in name]
+    hidden += [w for name, w in network.named_parameters() if name.endswith((".expand.weight", ".contract.weight"))]
+    chosen = {id(weight) for weight in hidden}
+    rest = [weight for weight in network.parameters() if id(weight) not in chosen]
+    found: list[torch.optim.Optimizer] = [torch.optim.AdamW(rest, rate, (0.9, 0.98), weight_decay=0.01, fused=True)]
+    if hidden:
+        found.append(torch.optim.Muon(hidden, lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"))
+    return found
+
+
+class Trainer:
+    """The state of one training: weights, their average, optimiser moments and the step."""
+
+    def __init__(self, task: Task, config: LoopConfig, folder: Path):
+        self.task, self.config, self.folder, self.step = task, config, folder, 0
+        self.optimizers = optimizers(task.network, config.learning_rate)
+        self.average = {name: value.detach().clone() for name, value in task.network.state_dict().items()}
+
+    def save(self) -> None:
+        tensors = {f"network.{name}": value for name, value in self.task.network.state_dict().items()}
+        tensors |= {f"average.{name}": value for name, value in self.average.items()}
+        for index, optimizer in enumerate(self.optimizers):
+            for weight, state in optimizer.state_dict()["state"].items():
+                tensors |= {f"optimizer.{index}.{weight}.{key}": torch.as_tensor(value) for key, value in state.items()}
+        facts = {"step": self.step, "loop": asdict(self.config)}
+        save_tensors(self.folder / "checkpoint.safetensors", tensors, facts)
+
+    def restore(self) -> None:
+        """Continues from the folder's checkpoint if it has one; log lines beyond it are dropped."""
+        file = self.folder / "checkpoint.safetensors"
+        if not file.exists():
+            return
+        tensors, facts = load_tensors(file)
+        for key in ("seed", "average"):
+            if facts["loop"][key] != asdict(self.config)[key]:
+                raise InputError(f"{file} was trained with {key} {facts['loop'][key]}; give another folder")
+        self.task.network.load_state_dict(_under(tensors, "network"), strict=True)
+        self.average = _under(tensors, "average")
+        for index, optimizer in enumerate(self.optimizers):
+            state: dict[int, dict[str, Tensor]] = {}
+            for name, value in _under(tensors, f"optimizer.{index}").items():
+                weight, key = name.split(".", 1)
+                state.setdefault(int(weight), {})[key] = value
+            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        self.step = facts["step"]
+        lines = [line for line in read_log(self.folder) if line["step"] <= self.step]
+        write_atomically(self.folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+
+    def update(self, call: Callable) -> float:
+        """One optimiser step; randomness depends on (seed, step) alone."""
+        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.step)
+        loss = self.task.loss(call, generator)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"loss is {loss.item()} at step {self.step}; the last checkpoint is intact")
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.task.network.parameters(), self.config.clip)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(self.config, self.step)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        keep = min(self.config.average, (1 + self.step) / (10 + self.step))
+        for name, value in self.task.network.state_dict().items():
+            if value.is_floating_point():
+                self.average[name].lerp_(value, 1 - keep)
+            else:
+                self.average[name].copy_(value)
+        return loss.item()
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The network carries its averaged weights inside."""
+        raw = {name: value.clone() for name, value in self.task.network.state_dict().items()}
+        self.task.network.load_state_dict(self.average)
+        self.task.network.eval()
+        try:
+            yield
+        finally:
+            self.task.network.load_state_dict(raw)
+            self.task.network.train()
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name[len(prefix) + 1 :]: value for name, value in tensors.items() if name.startswith(prefix + ".")}
+
+
+def train(task: Task, config: LoopConfig, folder: Path, minutes: float = math.inf) -> Work[Trainer]:
+    """Trains to `config.steps` or for `minutes`, whichever ends first; returns the trainer, averaged weights inside.
+
+    The folder holds `checkpoint.safetensors`, `log.jsonl`, `curve.png` and `samples_*.png`; calling again goes on.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(task, config, folder)
+    trainer.restore()
+    if trainer.step:
+        yield Event("train", "note", f"going on from step {trainer.step}", trainer.step, config.steps)
+    network = torch.compile(task.network) if config.compiled else task.network
+
+    def call(*arguments):
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
+            return network(*arguments)
+
+    begun = saved = time.monotonic()
+    recent: list[float] = []
+    task.network.train()
+    while trainer.step < config.steps and time.monotonic() - begun < 60 * minutes:
+        recent.append(trainer.update(call))
+        if trainer.step % 20 == 0 or trainer.step == config.steps:
+            line = {
+                "step": trainer.step,
+                "loss": sum(recent) / len(recent),
+                "seconds": round(time.monotonic() - begun, 1),
+            }
+            _append(folder, line)
+            recent = []
+            yield Event(
+                "train", "progress", f"loss {line['loss']:.4f}", trainer.step, config.steps, {"loss": line["loss"]}
+            )
+        if trainer.step % config.preview_steps == 0 or trainer.step == config.steps:
+            with trainer.averaged():
+                scores = task.scores()
+                task.preview().save(folder / f"samples_{trainer.step:06}.png")
+            _append(folder, {"step": trainer.step, "scores": scores})
+            curve(read_log(folder)).save(folder / "curve.png")
+            yield Event("train", "preview", f"samples_{trainer.step:06}.png", trainer.step, config.steps, scores)
+        if time.monotonic() - saved > config.checkpoint_seconds:
+            trainer.save()
+            saved = time.monotonic()
+    trainer.save()
+    return trainer
+
+
+def _append(folder: Path, line: dict) -> None:
+    with open(folder / "log.jsonl", "a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def read_log(folder: Path) -> list[dict]:
+    file = folder / "log.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def curve(lines: list[dict], size: tuple[int, int] = (800, 400)) -> Image.Image:
+    """Loss over steps, the loss on a logarithmic axis, as a picture."""
+    points = [(line["step"], math.log10(line["loss"])) for line in lines if "loss" in line]
+    picture = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(picture)
+    if len(points) < 2:
+        return picture
+    low, high = min(y for _, y in points), max(y for _, y in points)
+    last, (width, height) = points[-1][0], size
+    place = [(50 + (width - 60) * x / last, 10 + (height - 40) * (high - y) / max(high - low, 1e-9)) for x, y in points]
+    draw.line(place, fill=(30, 90, 200), width=2)
+    for share in (0.0, 0.5, 1.0):
+        draw.text((2, 4 + (height - 40) * (1 - share)), f"{10 ** (low + share * (high - low)):.3g}", fill="black")
+    draw.text((width - 120, height - 20), f"step {last}", fill="black")
+    return picture

@@ -1,0 +1,128 @@
+"""The recipes: each shipped weight file can be made again by one of these names."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from loom4d.denoisers.autoencoder import Autoencoder, AutoencoderConfig
+from loom4d.denoisers.small import SmallConfig, SmallPrior
+from loom4d.denoisers.weights import AUTOENCODER, PRIOR, load_autoencoder, load_prior, write_weights
+from loom4d.runs import Event, Work
+from loom4d.training.loop import LoopConfig, train
+from loom4d.training.objective import AutoencoderTask, LatentGrids, PriorTask
+from loom4d.training.shards import ShardConfig, Shards, encode_shards, make_shards, open_shards
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Procedural grids, drawn once and kept: `grids` to train on, `held_out` never trained on.
+
+    As many views as frames: clips over time and clips over views then share a batch.
+    """
+
+    grids: int = 6400
+    held_out: int = 64
+    views: int = 8
+    frames: int = 8
+    resolution: int = 64
+    workers: int = 2
+
+
+@dataclass(frozen=True)
+class AutoencoderRecipe:
+    data: DataConfig = field(default_factory=DataConfig)
+    network: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    loop: LoopConfig = field(default_factory=lambda: LoopConfig(3000, learning_rate=1e-3, decay=600, preview_steps=250))
+    batch: int = 48
+    noise: float = 0.1
+
+
+@dataclass(frozen=True)
+class PriorRecipe:
+    data: DataConfig = field(default_factory=DataConfig)
+    network: SmallConfig = field(default_factory=SmallConfig)
+    loop: LoopConfig = field(
+        default_factory=lambda: LoopConfig(200_000, learning_rate=1e-3, average=0.9995, preview_steps=500)
+    )
+    batch: int = 8
+
+
+Recipe = AutoencoderRecipe | PriorRecipe
+
+
+def tiny(recipe: Recipe) -> Recipe:
+    """The same recipe at a size that a test runs in seconds."""
+    data = DataConfig(grids=4, held_out=2, views=3, frames=3, resolution=16, workers=1)
+    loop = replace(recipe.loop, steps=6, warmup=2, decay=0, preview_steps=3, compiled=False)
+    if isinstance(recipe, AutoencoderRecipe):
+        network = AutoencoderConfig(channels=4, width=16, deep_width=16, encoder_blocks=1, decoder_blocks=1)
+        return replace(recipe, data=data, network=network, loop=loop, batch=4)
+    return replace(recipe, data=data, network=SmallConfig(4, 2, 32, 2, 2), loop=loop, batch=2)
+
+
+RECIPES: dict[str, Recipe] = {"autoencoder": AutoencoderRecipe(), "prior": PriorRecipe()}
+
+
+def shards_of(data: DataConfig, folder: Path) -> Work[tuple[Shards, Shards]]:
+    """The recipe's data on disk, drawn where missing: (train, held out)."""
+    found = []
+    for split, grids in (("train", data.grids), ("valid", data.held_out)):
+        where = folder / f"{split}_{data.views}x{data.frames}x{data.resolution}"
+        config = ShardConfig(where, grids, split, data.views, data.frames, data.resolution, data.workers)
+        yield from make_shards(config)
+        found.append(open_shards(where))
+    return found[0], found[1]
+
+
+def run_recipe(
+    recipe: Recipe, out: Path, data: Path, minutes: float = math.inf, weights: Path | None = None
+) -> Work[Path]:
+    """Trains one recipe in `out` (resumable) with data in `data`, writes the weight file there and returns its path.
+
+    `weights`: folder of the family's other files (the prior needs the autoencoder) and, where nothing has been trained
+    in `out` yet, of weights to start from; the package's own by default.
+    """
+    shards = yield from shards_of(recipe.data, data)
+    torch.manual_seed(recipe.loop.seed)
+    if isinstance(recipe, AutoencoderRecipe):
+        return (yield from _autoencoder(recipe, out, shards, minutes))
+    return (yield from _prior(recipe, out, shards, data, minutes, weights))
+
+
+def _autoencoder(recipe: AutoencoderRecipe, out: Path, shards: tuple[Shards, Shards], minutes: float) -> Work[Path]:
+    task = AutoencoderTask(Autoencoder(recipe.network), *shards, recipe.batch, recipe.noise)
+    trainer = yield from train(task, recipe.loop, out, minutes)
+    with trainer.averaged():
+        task.finish()
+        scores = task.scores()
+        facts = {"recipe": "autoencoder", "step": trainer.step, "scores": scores, "config": asdict(recipe.network)}
+        path = write_weights(out / AUTOENCODER, task.autoencoder, facts)
+    yield Event("train", "done", f"wrote {path}", trainer.step, recipe.loop.steps, scores)
+    return path
+
+
+def _prior(
+    recipe: PriorRecipe, out: Path, shards: tuple[Shards, Shards], data: Path, minutes: float, weights: Path | None
+) -> Work[Path]:
+    autoencoder, facts = load_autoencoder(weights)
+    grids = []
+    for split, part in zip(("train", "valid"), shards, strict=True):
+        file = data / f"latents_{split}_{part.grids}_{facts['sha256'][:12]}.npy"
+        latents = yield from encode_shards(autoencoder, part, file)
+        grids.append(LatentGrids(latents, part.elevations_deg))
+    network = SmallPrior(recipe.network)
+    if weights is not None and (weights / PRIOR).exists() and not (out / "checkpoint.safetensors").exists():
+        network.load_state_dict(load_prior(weights)[0].state_dict())
+        yield Event("train", "note", f"starting from {weights / PRIOR}")
+    task = PriorTask(network, grids[0], grids[1], autoencoder, recipe.batch)
+    trainer = yield from train(task, recipe.loop, out, minutes)
+    with trainer.averaged():
+        scores = task.scores()
+        known = {"recipe": "prior", "step": trainer.step, "scores": scores, "config": asdict(recipe.network)}
+        path = write_weights(out / PRIOR, network, known)
+    yield Event("train", "done", f"wrote {path}", trainer.step, recipe.loop.steps, scores)
+    return path

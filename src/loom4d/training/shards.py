@@ -1,0 +1,115 @@
+"""Training grids on disk: pictures made ahead of time, in shards that are written whole or not at all."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+
+from loom4d.denoisers.autoencoder import Autoencoder
+from loom4d.grid import ImageGrid
+from loom4d.runs import Event, InputError, Work, write_atomically, write_json
+from loom4d.sources.procedural import procedural_grid
+
+GRIDS_PER_SHARD = 32
+
+
+@dataclass(frozen=True)
+class ShardConfig:
+    folder: Path
+    grids: int
+    split: str = "train"
+    views: int = 8
+    frames: int = 8
+    resolution: int = 64
+    workers: int = 2
+
+
+def _write_array(path: Path, array: np.ndarray) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    write_atomically(path, buffer.getvalue())
+
+
+def as_stored(grid: ImageGrid) -> np.ndarray:
+    """Premultiplied RGBA of a grid as uint8 (view, frame, 4, height, width)."""
+    return (grid.premultiplied.clamp(0, 1) * 255).round().byte().numpy()
+
+
+def _make_shard(config: ShardConfig, shard: int) -> None:
+    torch.set_num_threads(1)
+    seeds = range(shard * GRIDS_PER_SHARD, min((shard + 1) * GRIDS_PER_SHARD, config.grids))
+    grids = [
+        procedural_grid(seed, config.views, config.frames, config.resolution, split=config.split) for seed in seeds
+    ]
+    _write_array(config.folder / f"pictures_{shard:05}.npy", np.stack([as_stored(grid) for grid in grids]))
+    facts = {"elevations_deg": [grid.cameras.elevations_deg()[0, 0].item() for grid in grids], "seeds": list(seeds)}
+    write_json(config.folder / f"facts_{shard:05}.json", facts)
+
+
+def make_shards(config: ShardConfig) -> Work[None]:
+    """Draws what is missing of `config.grids` procedural grids; one event per shard. Safe to kill and call again."""
+    shards = -(-config.grids // GRIDS_PER_SHARD)
+    missing = [shard for shard in range(shards) if not (config.folder / f"facts_{shard:05}.json").exists()]
+    with ProcessPoolExecutor(config.workers) as pool:
+        for count, _ in enumerate(pool.map(_make_shard, [config] * len(missing), missing), shards - len(missing) + 1):
+            yield Event("shards", "progress", f"{config.split} shards", count, shards)
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Grids of one split, memory-mapped: `pictures[shard][grid, view, frame]` is premultiplied RGBA, uint8."""
+
+    pictures: tuple[np.ndarray, ...]
+    elevations_deg: Float[Tensor, " grid"]
+
+    @property
+    def grids(self) -> int:
+        return len(self.elevations_deg)
+
+    def premultiplied(self, grid: int, view, frame) -> Float[Tensor, "*cells 4 height width"]:
+        """Pictures of one grid as floats 0..1; `view` and `frame` index as NumPy does."""
+        array = self.pictures[grid // GRIDS_PER_SHARD][grid % GRIDS_PER_SHARD][view, frame]
+        return torch.from_numpy(np.array(array)).float() / 255  # a copy: the map itself is read-only
+
+
+def open_shards(folder: Path) -> Shards:
+    facts = sorted(folder.glob("facts_*.json"))
+    if not facts:
+        raise InputError(f"{folder} holds no training shards; make them with `loom4d train shards --data {folder}`")
+    elevations = [angle for file in facts for angle in json.loads(file.read_text())["elevations_deg"]]
+    pictures = tuple(np.load(folder / f"pictures_{file.stem[6:]}.npy", mmap_mode="r") for file in facts)
+    return Shards(pictures, torch.tensor(elevations))
+
+
+def encode_shards(autoencoder: Autoencoder, shards: Shards, file: Path) -> Work[Float[Tensor, "grid view frame c h w"]]:
+    """Latents (float16, computed in bfloat16) of every picture, kept in `file` so that later runs read them instead."""
+    if file.exists():
+        return torch.from_numpy(np.load(file))
+    parts = []
+    for index, shard in enumerate(shards.pictures):
+        grids = []
+        for grid in shard:
+            flat = torch.from_numpy(rearrange(np.array(grid), "view frame c h w -> (view frame) c h w")).float() / 255
+            with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+                latents = autoencoder.encode(flat)
+            grids.append(rearrange(latents.half(), "(view frame) c h w -> view frame c h w", view=grid.shape[0]))
+        parts.append(torch.stack(grids))
+        yield Event("latents", "progress", "encoding pictures", index + 1, len(shards.pictures))
+    latents = torch.cat(parts)
+    _write_array(file, latents.numpy())
+    return latents
+
+
+def default_folder() -> Path:
+    """Where training data lives unless told otherwise: `$LOOM4D_DATA`, or a folder in the user's cache."""
+    return Path(os.environ.get("LOOM4D_DATA") or Path.home() / ".cache" / "loom4d" / "data")

@@ -1,0 +1,195 @@
+"""The command line as its users meet it: one clear line and exit code 2 for bad input; same seed, same bytes."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import loom4d
+from loom4d.cli import main
+from loom4d.denoisers.autoencoder import Autoencoder, AutoencoderConfig
+from loom4d.denoisers.small import SmallConfig, SmallPrior
+from loom4d.denoisers.weights import AUTOENCODER, PRIOR, write_weights
+from loom4d.pipeline import STAGES
+
+QUICK = [
+    "--imagining.steps", "3", "--imagining.views", "3", "--imagining.frames", "2",
+    "--fitting.iterations", "4", "--fitting.count", "60",
+    "--orbit.seconds", "0.2", "--orbit.size", "32",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory) -> Path:
+    """A tiny untrained family: the path through the program does not depend on how good its priors are."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    torch.manual_seed(0)
+    config = AutoencoderConfig(channels=4, width=16, deep_width=16, encoder_blocks=1, decoder_blocks=1)
+    write_weights(folder / AUTOENCODER, Autoencoder(config), {"config": vars(config), "step": 0, "scores": {}})
+    small = SmallConfig(4, 2, 32, 2, 2)
+    write_weights(folder / PRIOR, SmallPrior(small), {"config": vars(small), "step": 0, "scores": {}})
+    return folder
+
+
+@pytest.fixture
+def picture(tmp_path) -> Path:
+    pixels = np.zeros((40, 40, 4), np.uint8)
+    pixels[8:32, 12:28] = [200, 60, 30, 255]
+    Image.fromarray(pixels).save(tmp_path / "thing.png")
+    return tmp_path / "thing.png"
+
+
+def call(*arguments: object, capsys) -> tuple[int, str]:
+    """Exit code and what went to the error stream."""
+    code = 0
+    try:
+        main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    return code, capsys.readouterr().err
+
+
+def outputs(folder: Path) -> dict[str, bytes]:
+    names = ["asset.safetensors", "orbit.mp4", "viewer.html", "grid.png", "grid/cameras.json"]
+    return {name: (folder / name).read_bytes() for name in names}
+
+
+def test_generate_writes_the_whole_run_folder_and_the_same_bytes_again(tmp_path, picture, checkpoints, capsys):
+    for name in ("one", "two"):
+        code, error = call(
+            "generate", picture, "--out", tmp_path / name, "--checkpoints", checkpoints, *QUICK, capsys=capsys
+        )
+        assert code == 0, error
+    assert outputs(tmp_path / "one") == outputs(tmp_path / "two")
+    report = json.loads((tmp_path / "one" / "report.json").read_text())
+    assert list(report["stages"]) == list(STAGES) and report["peak_memory_gb"] > 0
+    assert len(list((tmp_path / "one" / "grid").glob("view_*/frame_*.png"))) == 6
+    events = [json.loads(line) for line in (tmp_path / "one" / "events.jsonl").read_text().splitlines()]
+    assert {event["stage"] for event in events} >= {*STAGES, "column", "row", "grid"} - {"imagine"}
+    code, error = call(
+        "generate",
+        picture,
+        "--out",
+        tmp_path / "three",
+        "--seed",
+        1,
+        "--checkpoints",
+        checkpoints,
+        *QUICK,
+        capsys=capsys,
+    )
+    assert outputs(tmp_path / "three")["asset.safetensors"] != outputs(tmp_path / "one")["asset.safetensors"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_run_that_lost_a_stage_ends_in_the_same_bytes(tmp_path, picture, checkpoints, stage):
+    config = loom4d.GenerateConfig(
+        checkpoints=checkpoints,
+        imagining=loom4d.DiffusionSquaredConfig(steps=3, views=3, frames=2),
+        fitting=loom4d.FitConfig(iterations=4, count=60),
+        orbit=loom4d.OrbitOptions(seconds=0.2, size=32),
+    )
+    loom4d.generate(picture, tmp_path / "whole", config)
+
+    class Killed(Exception):
+        pass
+
+    def kill(event: loom4d.Event) -> None:
+        if event.stage == stage or (stage == "imagine" and event.stage == "grid" and event.step == 2):
+            raise Killed
+
+    with pytest.raises(Killed):
+        loom4d.generate(picture, tmp_path / "killed", config, kill)
+    loom4d.generate(picture, tmp_path / "killed", config)
+    assert outputs(tmp_path / "killed") == outputs(tmp_path / "whole")
+
+
+def bad_inputs(folder: Path) -> dict[str, Path]:
+    """One of everything that cannot be used."""
+    (folder / "text.png").write_text("not a picture")
+    (folder / "zero.png").write_bytes(b"")
+    (folder / "empty").mkdir()
+    Image.new("RGBA", (20, 20), (255, 0, 0, 0)).save(folder / "clear.png")
+    Image.effect_noise((64, 64), 50).save(folder / "whole.png")
+    (folder / "cut.png").write_bytes((folder / "whole.png").read_bytes()[:900])
+    (folder / "cut.mp4").write_bytes(b"\x00\x00\x00\x18ftypmp42" + bytes(40))
+    (folder / "mixed").mkdir()
+    Image.new("RGB", (20, 20)).save(folder / "mixed" / "0.png")
+    Image.new("RGB", (30, 20)).save(folder / "mixed" / "1.png")
+    Image.new("1", (10_000, 10_000)).save(folder / "huge.png")
+    names = ["text.png", "zero.png", "empty", "clear.png", "cut.png", "cut.mp4", "mixed", "huge.png", "missing.png"]
+    return {name: folder / name for name in names}
+
+
+def test_bad_input_is_one_clear_line_and_exit_code_2(tmp_path, checkpoints, capsys):
+    for name, path in bad_inputs(tmp_path).items():
+        code, error = call(
+            "generate", path, "--out", tmp_path / f"out_{name}", "--checkpoints", checkpoints, capsys=capsys
+        )
+        assert code == 2, name
+        assert error.count("\n") == 1 and error.startswith("loom4d: ") and name in error, error
+
+
+def test_a_folder_that_cannot_be_used_is_one_clear_line(tmp_path, picture, checkpoints, capsys):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    call("generate", picture, "--out", tmp_path / "run", "--checkpoints", checkpoints, *QUICK, capsys=capsys)
+    for out, seed in (("file", 0), ("file/below", 0), ("full", 0), ("run", 7)):
+        code, error = call(
+            "generate",
+            picture,
+            "--out",
+            tmp_path / out,
+            "--seed",
+            seed,
+            "--checkpoints",
+            checkpoints,
+            *QUICK,
+            capsys=capsys,
+        )
+        assert code == 2 and error.count("\n") == 1 and "choose another --out" in error, error
+    assert (tmp_path / "full" / "notes.txt").read_text() == "mine"
+
+
+def test_unknown_names_are_answered_with_the_known_ones(tmp_path, picture, capsys):
+    code, error = call("generate", picture, "--out", tmp_path / "run", "--priors", "nothing", capsys=capsys)
+    assert code == 2 and "choose one of small" in error
+    code, error = call("train", "nothing", "--out", tmp_path / "run", capsys=capsys)
+    assert code == 2 and "autoencoder, prior" in error
+
+
+def test_fit_and_view_take_a_run_folder(tmp_path, picture, checkpoints, capsys):
+    call("generate", picture, "--out", tmp_path / "run", "--checkpoints", checkpoints, *QUICK, capsys=capsys)
+    code, error = call(
+        "fit",
+        tmp_path / "run",
+        "--out",
+        tmp_path / "fit",
+        "--fitting.iterations",
+        4,
+        "--fitting.count",
+        60,
+        capsys=capsys,
+    )
+    assert code == 0, error
+    assert (tmp_path / "fit" / "asset.safetensors").exists()
+    (tmp_path / "fit" / "viewer.html").unlink()
+    code, error = call("view", tmp_path / "fit", "--no-browser", capsys=capsys)
+    assert code == 0 and (tmp_path / "fit" / "viewer.html").exists()
+    code, error = call("view", tmp_path, "--no-browser", capsys=capsys)
+    assert code == 2 and "give a run folder" in error
+
+
+def test_the_installed_command_says_what_the_machine_has():
+    command = shutil.which("loom4d", path=str(Path(sys.executable).parent))
+    assert command is not None, "the package is not installed"
+    result = subprocess.run([command, "doctor"], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert {"python", "torch", "kernels", "prior"} <= {line.split()[0] for line in result.stdout.splitlines()}

@@ -1,0 +1,185 @@
+"""Diffusion² woven by priors that know the truth: every wrong row, column, condition or order would show."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from loom4d.cameras import turntable
+from loom4d.denoisers.family import Family
+from loom4d.diffusion.composition import Curve
+from loom4d.grid import ImageGrid
+from loom4d.methods.diffusion_squared import PRESETS, DiffusionSquaredConfig, default, imagine, released
+from loom4d.runs import InputError, Run, result_of
+
+VIEWS, FRAMES, SIDE = 4, 3, 8
+
+
+def truth() -> ImageGrid:
+    """Opaque pictures, each of its own plain colour."""
+    colours = torch.rand(VIEWS, FRAMES, 3, generator=torch.Generator().manual_seed(5)) * 0.8 + 0.1
+    rgba = torch.ones(VIEWS, FRAMES, 4, SIDE, SIDE)
+    rgba[:, :, :3] = colours[..., None, None]
+    return ImageGrid(rgba, turntable(VIEWS, FRAMES, 5.0), torch.linspace(0, 1, FRAMES))
+
+
+class Oracle:
+    """A family whose latents are the pictures' mean colours and whose priors know the whole grid.
+
+    A prior finds the picture it is given in the grid and answers with that row or column; it refuses pictures that
+    are not where it is told they are.
+    """
+
+    def __init__(self, grid: ImageGrid):
+        self.latents = grid.premultiplied.mean((-1, -2), keepdim=True)
+        self.calls: list[str] = []
+
+    def encode(self, pictures):
+        return pictures.mean((-1, -2), keepdim=True)
+
+    def decode(self, latents):
+        return latents.expand(*latents.shape[:3], SIDE, SIDE)
+
+    def find(self, picture):
+        distance = (self.latents - picture.mean((-1, -2), keepdim=True)).abs().amax((2, 3, 4))
+        assert distance.min() < 1e-4, "a prior is given a picture that is not in the grid"
+        return divmod(int(distance.argmin()), FRAMES)
+
+    def video(self, pictures, elevations_deg, times, given_frame, guidance):
+        self.calls.append("video")
+        assert len(elevations_deg) == len(pictures) and len(times) == FRAMES
+        rows = []
+        for picture in pictures:
+            view, frame = self.find(picture)
+            assert frame == given_frame
+            rows.append(self.latents[view])
+        return lambda x, sigma: torch.stack(rows)
+
+    def multiview(self, pictures, azimuths_deg, elevations_deg, guidance):
+        self.calls.append("multiview")
+        assert_close(azimuths_deg, torch.arange(VIEWS) * 90.0, atol=1e-4, rtol=0)
+        found = [self.find(picture) for picture in pictures]
+        assert all(view == 0 for view, _ in found)
+        columns = torch.stack([self.latents[:, frame] for _, frame in found])
+        return lambda x, sigma: columns
+
+    def family(self) -> Family:
+        return Family(
+            "oracle", SIDE, (4, 1, 1), VIEWS, FRAMES, 0.02, 80.0, self.encode, self.decode, self.video, self.multiview
+        )
+
+
+def config(preset: str = "default", **changes) -> DiffusionSquaredConfig:
+    return replace(PRESETS[preset](), views=VIEWS, frames=FRAMES, steps=5, **changes)
+
+
+GIVEN = {
+    "picture": (slice(0, 1), slice(0, 1)),
+    "clip": (slice(0, 1), slice(None)),
+    "orbit": (slice(None), slice(0, 1)),
+}
+
+
+@pytest.mark.parametrize("kind", GIVEN)
+@pytest.mark.parametrize("preset", ["default", "paper"])
+def test_priors_that_know_the_truth_weave_it(kind, preset):
+    grid, oracle = truth(), Oracle(truth())
+    made = result_of(imagine(grid[GIVEN[kind]], oracle.family(), config(preset)))
+    assert_close(made.rgba, grid.rgba, atol=2e-3, rtol=0)
+    assert_close(made.times, grid.times)
+    assert_close(made.cameras.camera_from_world, grid.cameras.camera_from_world, atol=1e-5, rtol=0)
+    expected = {"picture": ["multiview", "video"], "clip": ["multiview"], "orbit": ["video"]}[kind]
+    assert oracle.calls == [*expected, "video", "multiview"]
+
+
+def test_the_released_preset_takes_a_clips_last_frame_for_the_first():
+    grid, told = truth(), []
+
+    class Released(Oracle):
+        def video(self, pictures, elevations_deg, times, given_frame, guidance):
+            told.append(given_frame)
+            assert all(self.find(picture)[1] == FRAMES - 1 for picture in pictures)
+            return lambda x, sigma: self.latents
+
+    made = result_of(imagine(grid[:1, :], Released(grid).family(), config("released")))
+    assert told == [0]
+    assert_close(made.rgba, grid.rgba, atol=2e-3, rtol=0)
+
+
+def test_the_share_is_the_multi_view_priors():
+    """Priors that answer 1 and 0 everywhere leave exactly the last step's share in each cell."""
+
+    class Constant(Oracle):
+        def video(self, *_):
+            return lambda x, sigma: torch.zeros_like(x)
+
+        def multiview(self, *_):
+            return lambda x, sigma: torch.ones_like(x)
+
+    free = {"clamp_conditions": False, "keep_given": False, "trust_by_azimuth": False}
+    weave = config(share=Curve("constant", high=0.3), **free)
+    made = result_of(imagine(truth()[:1, :1], Constant(truth()).family(), weave))
+    assert_close(made.rgba[:, :, 3], torch.full((VIEWS, FRAMES, SIDE, SIDE), 0.3), atol=1e-5, rtol=0)
+    side = result_of(imagine(truth()[:1, :1], Constant(truth()).family(), replace(weave, trust_by_azimuth=True)))
+    expected = torch.tensor([0.3, 1 - 0.25 * 0.7, 0.3, 1 - 0.25 * 0.7])  # u = 1, ¼, 1, ¼
+    assert_close(side.rgba[:, 0, 3, 0, 0], expected, atol=1e-5, rtol=0)
+
+
+def test_given_pictures_stand_in_the_grid_bit_for_bit():
+    grid = truth()
+    noisy = replace(grid, rgba=(grid.rgba + 0.003 * torch.rand_like(grid.rgba)).clamp(0, 1))
+
+    class Approximate(Oracle):
+        def find(self, picture):
+            return divmod(
+                int((self.latents - picture.mean((-1, -2), keepdim=True)).abs().amax((2, 3, 4)).argmin()), FRAMES
+            )
+
+    clip = result_of(imagine(noisy[:1, :], Approximate(grid).family(), config()))
+    assert torch.equal(clip.rgba[0], noisy.rgba[0])
+    orbit = result_of(imagine(noisy[:, :1], Approximate(grid).family(), config()))
+    assert torch.equal(orbit.rgba[:, 0], noisy.rgba[:, 0])
+
+
+@pytest.mark.parametrize("stop_after", [0, 3, 8, 13])
+def test_a_killed_run_weaves_the_same_grid(tmp_path, stop_after):
+    """The priors here answer with what they are asked, so the noise stays visible in the result."""
+
+    class Timid(Oracle):
+        def video(self, *_):
+            return lambda x, sigma: 0.9 * x
+
+        def multiview(self, *_):
+            return lambda x, sigma: 0.7 * x
+
+    given = truth()[:1, :1]
+    weave = config("released", sampling=replace(released().sampling, sampler="dpmpp_2m"))
+    whole = result_of(imagine(given, Timid(truth()).family(), weave))
+    run = Run(tmp_path / "run", {})
+    work = imagine(given, Timid(truth()).family(), weave, run)
+    for _ in range(stop_after):
+        next(work)
+    work.close()
+    again = result_of(imagine(given, Timid(truth()).family(), weave, run))
+    run.close()
+    assert torch.equal(again.rgba, whole.rgba)
+    other = result_of(imagine(given, Timid(truth()).family(), replace(weave, seed=1)))
+    assert not torch.equal(other.rgba, whole.rgba)
+
+
+def test_what_cannot_be_woven_is_refused():
+    with pytest.raises(InputError, match="nothing to imagine"):
+        result_of(imagine(truth(), Oracle(truth()).family(), config()))
+    with pytest.raises(ValueError, match="see 8² pictures"):
+        result_of(imagine(truth().resized(16, 16)[:1, :1], Oracle(truth()).family(), config()))
+
+
+def test_presets_are_what_the_paper_and_the_code_say():
+    paper, code = PRESETS["paper"](), PRESETS["released"]()
+    assert paper.steps == code.steps == 50
+    assert (paper.share.shape, paper.share.midpoint, paper.share.steepness) == ("logistic", 0.5, 20.0)
+    assert code.share(0.0) == code.share(1.0) == 0.6 and code.trust_by_azimuth
+    assert (code.sampling.renoising, code.sampling.renoised_share) == ("released", 0.2)
+    assert (code.reference_frame, code.told_frame, code.clamp_conditions) == (-1, 0, False)
+    assert paper.clamp_conditions and default().keep_given
