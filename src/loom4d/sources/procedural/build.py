@@ -12,7 +12,9 @@ from numpy.random import Generator
 
 from loom4d.sources.procedural.scene import Channel, MovingObject, Pattern, Shape, Wave, freedom_matrices
 
-Vector = tuple[float, float, float]
+Number = float | int
+Vector = tuple[Number, Number, Number]
+Pair = tuple[Number, Number]
 COLOURS = ["red", "orange", "yellow", "lime", "green", "teal", "cyan", "blue", "purple", "violet", "magenta", "pink"]
 
 
@@ -36,7 +38,7 @@ class Joint:
     matrix: Float[ndarray, "4 4"]
     side: int = 0
     index: int = 0
-    phase: float = 0.0
+    phase: Number = 0
 
 
 @dataclass
@@ -46,30 +48,47 @@ class Sketch:
     rng: Generator
     joints: list[Joint] = field(default_factory=lambda: [Joint("root", -1, np.eye(4))])
     parts: list[tuple[int, Float[ndarray, "4 4"], Shape, float, Paint]] = field(default_factory=list)
-    waves: list[tuple[int, Channel, Wave, float, float, float]] = field(default_factory=list)
+    waves: list[tuple[int, Channel, Wave, Number, Number, Number]] = field(default_factory=list)
 
-    def joint(self, parent: int, at: Vector, role: str = "", turn: Vector = (0, 0, 0), **facts) -> int:
+    def joint(
+        self,
+        parent: int,
+        at: Vector,
+        role: str = "",
+        turn: Vector = (0, 0, 0),
+        side: int = 0,
+        index: int = 0,
+        phase: Number = 0,
+    ) -> int:
         """A new joint at `at` in its parent's frame, turned by `turn` radians (x, then y, then z)."""
-        self.joints.append(Joint(role, parent, placed(at, turn, (1, 1, 1)), **facts))
+        self.joints.append(Joint(role, parent, placed(at, turn, (1, 1, 1)), side, index, phase))
         return len(self.joints) - 1
 
-    def part(self, joint: int, shape: Shape, at: Vector, size: Vector, paint: Paint, **more) -> None:
-        """A solid of half-sizes `size` at `at` in the joint's frame; `more` is `turn` in radians and a cone's `taper`."""
-        matrix = placed(at, more.get("turn", (0, 0, 0)), size)
-        self.parts.append((joint, matrix, shape, more.get("taper", 1.0), paint))
+    def part(
+        self,
+        joint: int,
+        shape: Shape,
+        at: Vector,
+        size: Vector,
+        paint: Paint,
+        taper: Number = 1,
+        turn: Vector = (0, 0, 0),
+    ) -> None:
+        """A solid of half-sizes `size` at `at` in the joint's frame, turned by `turn` radians."""
+        self.parts.append((joint, placed(at, turn, size), shape, float(taper), paint))
 
-    def ball(self, joint: int, at: Vector, size: float | Vector, paint: Paint, turn: Vector = (0, 0, 0)) -> None:
+    def ball(self, joint: int, at: Vector, size: Number | Vector, paint: Paint, turn: Vector = (0, 0, 0)) -> None:
         self.part(joint, Shape.ELLIPSOID, at, size if isinstance(size, tuple) else (size,) * 3, paint, turn=turn)
 
     def box(self, joint: int, at: Vector, size: Vector, paint: Paint, turn: Vector = (0, 0, 0)) -> None:
         self.part(joint, Shape.BOX, at, size, paint, turn=turn)
 
     def cone(
-        self, joint: int, at: Vector, size: Vector, paint: Paint, taper: float = 0.0, turn: Vector = (0, 0, 0)
+        self, joint: int, at: Vector, size: Vector, paint: Paint, taper: Number = 0, turn: Vector = (0, 0, 0)
     ) -> None:
         self.part(joint, Shape.CONE, at, size, paint, taper=taper, turn=turn)
 
-    def rod(self, joint: int, start: Vector, end: Vector, radii: tuple[float, float], paint: Paint) -> None:
+    def rod(self, joint: int, start: Vector, end: Vector, radii: Pair, paint: Paint) -> None:
         """A capped cone between two points, of the two radii there."""
         first, last = np.array(start, float), np.array(end, float)
         if radii[1] > radii[0]:
@@ -98,16 +117,17 @@ class Sketch:
         role: str,
         channel: Channel,
         wave: Wave,
-        amplitude: float,
-        rate: float = 1.0,
-        phase: float = 0.0,
-        **how: float,
+        amplitude: Number,
+        rate: Number = 1,
+        phase: Number = 0,
+        lag: Number = 0,
+        mirror: bool = False,
     ) -> None:
-        """One wave on every joint of a role. `lag`: cycles of delay per index; `mirror=1`: opposite on the side −1."""
+        """One wave on every joint of a role. `lag`: cycles of delay per index; `mirror`: opposite on the side −1."""
         for index in self.roles(role):
             joint = self.joints[index]
-            sign = -1.0 if how.get("mirror") and joint.side < 0 else 1.0
-            delayed = phase + joint.phase - how.get("lag", 0.0) * joint.index
+            sign = -1.0 if mirror and joint.side < 0 else 1.0
+            delayed = phase + joint.phase - lag * joint.index
             self.waves.append((index, channel, wave, sign * amplitude, rate, delayed))
 
     def finish(self, caption: str, world_from_root: Float[ndarray, "4 4"], light: Float[ndarray, 3]) -> MovingObject:
@@ -137,6 +157,11 @@ def placed(at: Vector, turn: Vector, size: Vector) -> Float[ndarray, "4 4"]:
 
 
 # --- colours ---------------------------------------------------------------------------------------------------------
+
+
+def vector(array: Float[ndarray, 3]) -> Vector:
+    x, y, z = array.tolist()
+    return x, y, z
 
 
 def hsv(hue: float, saturation: float, value: float) -> Vector:
@@ -193,17 +218,16 @@ def patterned(rng: Generator, colour: Vector, second: Vector, share: float = 0.6
     """A random pattern of the two colours; plain in 1 − `share` of cases."""
     if rng.random() > share:
         return Paint(colour)
-    pattern = Pattern(rng.integers(1, 6))
+    pattern = Pattern(int(rng.integers(1, 6)))
     axis = np.eye(3)[rng.choice(3, p=[0.25, 0.5, 0.25])]
     wave = rng.uniform(1.5, 4.0) * (axis + rng.normal(0, 0.12, 3))
     if pattern in (Pattern.SPOTS, Pattern.CHECKER):
         wave = rng.uniform(1.2, 2.6, 3)
     if pattern in (Pattern.GRADIENT, Pattern.TWO_TONE):
         wave = wave / np.linalg.norm(wave) * rng.choice([-1, 1])
-    phase = (
-        rng.uniform(-0.35, 0.35) if pattern == Pattern.TWO_TONE else rng.uniform(-1, 1) * (pattern != Pattern.GRADIENT)
-    )
-    return Paint(colour, second, pattern, (float(wave[0]), float(wave[1]), float(wave[2])), float(phase))
+    reach = 0.35 if pattern == Pattern.TWO_TONE else 1.0
+    phase = rng.uniform(-reach, reach) * (pattern != Pattern.GRADIENT)
+    return Paint(colour, second, pattern, vector(wave), float(phase))
 
 
 def belly(paint: Paint, light: Vector, level: float = -0.25) -> Paint:

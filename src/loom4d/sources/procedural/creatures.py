@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from loom4d.sources.procedural.build import Paint, Palette, Sketch, belly, mixed, patterned
+from loom4d.sources.procedural.build import Paint, Pair, Palette, Sketch, Vector, belly, mixed, patterned
 from loom4d.sources.procedural.scene import Pattern
 
 WHITE, BLACK = (0.96, 0.96, 0.96), (0.05, 0.05, 0.07)
 
 
-def eyes(s: Sketch, head: int, at: tuple[float, float, float], size: float, stare: bool = True) -> None:
+def eyes(s: Sketch, head: int, at: Vector, size: float, stare: bool = True) -> None:
     """Two white balls with pupils (or two plain dark ones) at (±x, y, z) of the head."""
     x, y, z = at
     for side in (-1, 1):
@@ -206,32 +206,24 @@ def teddy(s: Sketch, p: Palette) -> str:
         for side in (-1, 1):
             s.ball(body, (side * 0.13, 0.88 * torso, 0.24), (0.12, 0.08, 0.05), p.accent, (0, 0, side * 0.4))
     if name in ("cat", "mouse"):
-        chain(s, body, (0, 0.1, -0.25), 4, 0.18, (0.055, 0.03), fur, "tail")
+        tail(s, body, (0, 0.1, -0.25), 4, 0.18, (0.055, 0.03), fur)
     return f"{p.name} {name}"
 
 
-def chain(
-    s: Sketch,
-    parent: int,
-    at: tuple[float, float, float],
-    links: int,
-    length: float,
-    radii: tuple[float, float],
-    paint: Paint,
-    role: str,
-    turn: float = 0.25,
+def tail(
+    s: Sketch, parent: int, at: Vector, links: int, length: float, radii: Pair, paint: Paint, turn: float = 0.25
 ) -> int:
     """A tail: `links` rods that run backwards and curl up by `turn` radians each; returns the last joint."""
     joint = parent
     for index in range(links):
-        joint = s.joint(joint, at if index == 0 else (0, 0, -length), role, (turn, 0, 0), index=index)
+        joint = s.joint(joint, at if index == 0 else (0, 0, -length), "tail", (turn, 0, 0), index=index)
         start, end = (radii[0] + (radii[1] - radii[0]) * share / links for share in (index, index + 1))
         s.rod(joint, (0, 0, 0), (0, 0, -length), (start, end), paint)
         s.ball(joint, (0, 0, -length), end, paint)
     return joint
 
 
-# legs, leg thickness, body (half width, half height, half length), neck length, neck angle from upright, head, share of patterns
+# legs, leg thickness, body (half width, half height, half length), neck length, neck angle from upright, head
 SPECIES = {
     "dog": (0.45, 0.065, (0.2, 0.22, 0.45), 0.25, 0.6, 0.2),
     "cat": (0.4, 0.05, (0.17, 0.18, 0.42), 0.18, 0.6, 0.19),
@@ -314,25 +306,16 @@ def quadruped(s: Sketch, p: Palette) -> str:
                 trunk, (0, -0.05, 0.8 * size) if index == 0 else (0, -0.15, 0), "trunk", (-0.12, 0, 0), index=index
             )
             s.rod(trunk, (0, 0.02, 0), (0, -0.16, 0), (0.1 - 0.013 * index, 0.087 - 0.013 * index), colour)
-    tail = {"dinosaur": (5, 0.17, (0.2, 0.03)), "horse": (3, 0.16, (0.06, 0.05)), "turtle": (1, 0.15, (0.06, 0.02))}
-    links, length, radii = tail.get(name, (3, 0.14, (0.05, 0.03)))
-    last = chain(
-        s, body, (0, 0.15 * high, -0.93 * long), links, length, radii, colour, "tail", rng.uniform(-0.35, 0.35)
-    )
+    tails = {"dinosaur": (5, 0.17, (0.2, 0.03)), "horse": (3, 0.16, (0.06, 0.05)), "turtle": (1, 0.15, (0.06, 0.02))}
+    links, length, radii = tails.get(name, (3, 0.14, (0.05, 0.03)))
+    last = tail(s, body, (0, 0.15 * high, -0.93 * long), links, length, radii, colour, rng.uniform(-0.35, 0.35))
     if name in ("lion", "cow"):
         s.ball(last, (0, 0, -length), 0.07, p.dark)
     return f"{p.name} {name}"
 
 
 def neck_and_head(
-    s: Sketch,
-    name: str,
-    body: int,
-    half: tuple[float, float, float],
-    neck: tuple[float, float, float],
-    colour: Paint,
-    pale: Paint,
-    p: Palette,
+    s: Sketch, name: str, body: int, half: Vector, neck: Vector, colour: Paint, pale: Paint, p: Palette
 ) -> int:
     rng = s.rng
     (wide, high, long), (length, lean, size) = half, neck
@@ -362,6 +345,12 @@ def neck_and_head(
         s.ball(head, (0, 0.6 * size, -0.2 * size), (0.8 * size, 0.5 * size, 0.7 * size), p.light)
     if name == "horse":
         s.box(joint, (0, 0.5 * length, -0.32 * wide - 0.05), (0.03, 0.55 * length, 0.1), p.dark)
+    ears_and_horns(s, name, head, size, (colour, pale, p.light))
+    return head
+
+
+def ears_and_horns(s: Sketch, name: str, head: int, size: float, paints: tuple[Paint, Paint, Paint]) -> None:
+    colour, pale, ivory = paints
     for side in (-1, 1):
         ear = s.joint(head, (side * 0.6 * size, 0.7 * size, -0.1 * size), "ear", side=side)
         if name == "elephant":
@@ -377,7 +366,7 @@ def neck_and_head(
                 (side * 0.4 * size, -0.4 * size, 0.7 * size),
                 (side * 0.45 * size, -0.75 * size, 1.5 * size),
                 (0.055, 0.02),
-                p.light,
+                ivory,
             )
         elif name in ("cat", "horse"):
             s.cone(ear, (0, 0.3 * size, 0), (0.26 * size, 0.42 * size, 0.15 * size), colour)
@@ -396,6 +385,5 @@ def neck_and_head(
                 (side * 0.3 * size, 0.7 * size, 0),
                 (side * 0.5 * size, 1.35 * size, 0),
                 (0.16 * size, 0.08 * size),
-                p.light,
+                ivory,
             )
-    return head

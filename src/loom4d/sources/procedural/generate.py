@@ -14,7 +14,7 @@ from numpy.random import Generator
 
 from loom4d.cameras import cells, turntable
 from loom4d.grid import ImageGrid
-from loom4d.sources.procedural import creatures, monsters, things, winged
+from loom4d.sources.procedural import creatures, monsters, things, vehicles, winged
 from loom4d.sources.procedural.build import Palette, Sketch, palette
 from loom4d.sources.procedural.motions import animate
 from loom4d.sources.procedural.raycast import render
@@ -42,11 +42,11 @@ FAMILIES: dict[str, tuple[Callable[[Sketch, Palette], str], float]] = {
     "ghost": (monsters.ghost, 0.6),
     "flower": (things.flower, 1.2),
     "tree": (things.tree, 1.6),
-    "car": (things.car, 2.0),
-    "tank": (things.tank, 0.7),
-    "aircraft": (things.aircraft, 1.5),
-    "rocket": (things.rocket, 0.8),
-    "boat": (things.boat, 0.7),
+    "car": (vehicles.car, 2.0),
+    "tank": (vehicles.tank, 0.7),
+    "aircraft": (vehicles.aircraft, 1.5),
+    "rocket": (vehicles.rocket, 0.8),
+    "boat": (vehicles.boat, 0.7),
     "machine": (things.machine, 1.6),
     "toy": (things.toy, 2.0),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from loom4d.sources.procedural.build import Paint, Palette, Sketch, hsv, mixed, patterned
+from loom4d.sources.procedural.build import Paint, Pair, Palette, Sketch, Vector, hsv, mixed, patterned
 from loom4d.sources.procedural.creatures import BLACK, WHITE, eyes, hat
 from loom4d.sources.procedural.scene import Pattern, Shape
 
@@ -35,19 +35,17 @@ def face(s: Sketch, joint: int, y: float, z: float, size: float) -> None:
 
 
 def tentacle(
-    s: Sketch, parent: int, at: tuple[float, float, float], aim: tuple[float, float, float], role: str, **how
+    s: Sketch, parent: int, at: Vector, aim: Vector, size: Pair, paint: Paint, phase: float, curl: float
 ) -> None:
-    """A chain of rods that hangs down the joint's −y; `how` is links, length, radius, paint, phase, curl."""
-    joint = parent
-    radius, links = how["radius"], how["links"]
+    """A chain of three rods, each of (length, radius) `size` and bent by `curl` radians, down the joint's −y."""
+    joint, links = parent, 3
+    length, radius = size
     for index in range(links):
-        first = index == 0
-        turn = aim if first else (how["curl"], 0.0, 0.0)
-        place = at if first else (0.0, -how["length"], 0.0)
-        joint = s.joint(joint, place, role, turn, index=index, phase=how["phase"])
+        place, turn = (at, aim) if index == 0 else ((0, -length, 0), (curl, 0, 0))
+        joint = s.joint(joint, place, "tentacle", turn, index=index, phase=phase)
         start, end = radius * (1 - 0.75 * index / links), radius * (1 - 0.75 * (index + 1) / links)
-        s.rod(joint, (0, 0, 0), (0, -how["length"], 0), (start, end), how["paint"])
-        s.ball(joint, (0, -how["length"], 0), end, how["paint"])
+        s.rod(joint, (0, 0, 0), (0, -length, 0), (start, end), paint)
+        s.ball(joint, (0, -length, 0), end, paint)
 
 
 def monster(s: Sketch, p: Palette) -> str:
@@ -55,7 +53,7 @@ def monster(s: Sketch, p: Palette) -> str:
     wide, high, deep = rng.uniform(0.3, 0.5), rng.uniform(0.35, 0.6), rng.uniform(0.28, 0.42)
     legs = rng.uniform(0.12, 0.4)
     body = s.joint(0, (0, legs + 0.85 * high, 0), "body")
-    shape = Shape(rng.choice([0, 0, 1, 2]))
+    shape = Shape(int(rng.choice([0, 0, 1, 2])))
     squash = 1.0 if shape == Shape.ELLIPSOID else 0.8
     s.part(body, shape, (0, 0, 0), (wide * squash, high * squash, deep * squash), p.main, taper=rng.uniform(0.5, 0.9))
     front = deep * squash
@@ -126,25 +124,49 @@ def octopus(s: Sketch, p: Palette) -> str:
     for index in range(count):
         angle = (index + 0.5) * 2 * np.pi / count
         at = (0.7 * wide * np.sin(angle), 0.12 * high, 0.7 * wide * np.cos(angle))
-        how = {"links": 3, "length": rng.uniform(0.17, 0.24), "radius": 0.06 if jelly else 0.1}
-        tentacle(s, body, at, (-spread, angle, 0), "tentacle", paint=arms, phase=0.37 * index, curl=curl, **how)
+        size = (rng.uniform(0.17, 0.24), 0.06 if jelly else 0.1)
+        tentacle(s, body, at, (-spread, angle, 0), size, arms, 0.37 * index, curl)
     return f"{p.name} {'jellyfish' if jelly else 'octopus'}"
+
+
+def thin_limbs(s: Sketch, body: int, legs: float, shoulder: float, p: Palette) -> None:
+    """Stick arms and legs with big hands and shoes."""
+    for side in (-1, 1):
+        hip = s.joint(body, (side * 0.15, -0.22, 0), "leg", side=side, phase=0.25 + 0.25 * side)
+        s.rod(hip, (0, 0, 0), (0, -legs / 2, 0), (0.05, 0.045), p.dark)
+        knee = s.joint(hip, (0, -legs / 2, 0), "shin", side=side, phase=0.25 + 0.25 * side)
+        s.rod(knee, (0, 0, 0), (0, -legs / 2, 0), (0.045, 0.04), p.dark)
+        s.ball(knee, (0, -legs / 2, 0.05), (0.09, 0.06, 0.14), p.accent)
+        arm = s.joint(
+            body,
+            (side * shoulder, 0.15, 0),
+            "arm",
+            (0, 0, side * 0.8),
+            side=side,
+            phase=0.25 + 0.25 * side,
+        )
+        s.rod(arm, (0, 0, 0), (0, -0.22, 0), (0.045, 0.04), p.dark)
+        fore = s.joint(arm, (0, -0.22, 0), "forearm", (-0.4, 0, 0), side=side)
+        s.rod(fore, (0, 0, 0), (0, -0.18, 0), (0.04, 0.04), p.dark)
+        s.ball(fore, (0, -0.22, 0), 0.085, p.light)
+
+
+FRUIT = {
+    "apple": (0.88, 0.12, 0.1),
+    "pear": (0.72, 0.85, 0.2),
+    "carrot": (1.0, 0.5, 0.08),
+    "orange": (1.0, 0.6, 0.05),
+    "aubergine": (0.4, 0.12, 0.5),
+    "cookie": (0.8, 0.55, 0.28),
+    "egg": (0.97, 0.9, 0.8),
+}
 
 
 def fruit(s: Sketch, p: Palette) -> str:
     """Fruit and vegetables with a face, arms and legs."""
     rng = s.rng
-    name = str(rng.choice(["apple", "pear", "carrot", "orange", "aubergine", "cookie", "egg"]))
-    colours = {
-        "apple": (0.88, 0.12, 0.1),
-        "pear": (0.72, 0.85, 0.2),
-        "carrot": (1.0, 0.5, 0.08),
-        "orange": (1.0, 0.6, 0.05),
-        "aubergine": (0.4, 0.12, 0.5),
-        "cookie": (0.8, 0.55, 0.28),
-        "egg": (0.97, 0.9, 0.8),
-    }
-    colour = mixed(colours[name], p.main.colour, rng.uniform(0, 0.35))
+    name = str(rng.choice(list(FRUIT)))
+    colour = mixed(FRUIT[name], p.main.colour, rng.uniform(0, 0.35))
     legs = rng.uniform(0.2, 0.35)
     body = s.joint(0, (0, legs + 0.35, 0), "body")
     skin = Paint(colour, mixed(colour, (1, 1, 0.6), 0.5), Pattern.GRADIENT, (0, 1.0, 0.3))
@@ -180,24 +202,7 @@ def fruit(s: Sketch, p: Palette) -> str:
             s.ball(leaf, (0, 0.16, 0), (0.07, 0.17, 0.03), green)
     elif rng.random() < 0.7:
         hat(s, body, top + 0.05, 0.2, p)
-    for side in (-1, 1):
-        hip = s.joint(body, (side * 0.15, -0.22, 0), "leg", side=side, phase=0.25 + 0.25 * side)
-        s.rod(hip, (0, 0, 0), (0, -legs / 2, 0), (0.05, 0.045), p.dark)
-        knee = s.joint(hip, (0, -legs / 2, 0), "shin", side=side, phase=0.25 + 0.25 * side)
-        s.rod(knee, (0, 0, 0), (0, -legs / 2, 0), (0.045, 0.04), p.dark)
-        s.ball(knee, (0, -legs / 2, 0.05), (0.09, 0.06, 0.14), p.accent)
-        arm = s.joint(
-            body,
-            (side * (0.25 if name == "carrot" else 0.38), 0.15, 0),
-            "arm",
-            (0, 0, side * 0.8),
-            side=side,
-            phase=0.25 + 0.25 * side,
-        )
-        s.rod(arm, (0, 0, 0), (0, -0.22, 0), (0.045, 0.04), p.dark)
-        fore = s.joint(arm, (0, -0.22, 0), "forearm", (-0.4, 0, 0), side=side)
-        s.rod(fore, (0, 0, 0), (0, -0.18, 0), (0.04, 0.04), p.dark)
-        s.ball(fore, (0, -0.22, 0), 0.085, p.light)
+    thin_limbs(s, body, legs, 0.25 if name == "carrot" else 0.38, p)
     return f"{p.name} {name}" if name == "cookie" else name
 
 

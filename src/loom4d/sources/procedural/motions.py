@@ -19,6 +19,10 @@ def tempo(rng: Generator, low: float = 0.5, high: float = 1.6) -> tuple[float, f
     return rng.uniform(low, high), rng.random()
 
 
+def pick(rng: Generator, channels: list[C]) -> C:
+    return channels[rng.integers(len(channels))]
+
+
 def walk(s: Sketch, rng: Generator, power: float) -> None:
     rate, phase = tempo(rng, 0.9, 1.7)
     swing = 0.5 * power
@@ -60,9 +64,9 @@ def gallop(s: Sketch, rng: Generator, power: float) -> None:
 
 def scuttle(s: Sketch, rng: Generator, power: float) -> None:
     rate, phase = tempo(rng, 1.0, 2.0)
-    s.move("leg", C.TURN_Y, W.SINE, 0.35 * power, rate, phase, mirror=1)
-    s.move("leg", C.TURN_Z, W.HOP, 0.35 * power, rate, phase + 0.25, mirror=1)
-    s.move("shin", C.TURN_Z, W.HOP, 0.3 * power, rate, phase + 0.25, mirror=1)
+    s.move("leg", C.TURN_Y, W.SINE, 0.35 * power, rate, phase, mirror=True)
+    s.move("leg", C.TURN_Z, W.HOP, 0.35 * power, rate, phase + 0.25, mirror=True)
+    s.move("shin", C.TURN_Z, W.HOP, 0.3 * power, rate, phase + 0.25, mirror=True)
     s.move("antenna", C.TURN_X, W.WANDER, 0.35 * power, rate, phase)
     s.move("body", C.TURN_Y, W.SINE, 0.08 * power, rate, phase)
 
@@ -98,7 +102,7 @@ def jump(s: Sketch, rng: Generator, power: float) -> None:
 
 def dance(s: Sketch, rng: Generator, power: float) -> None:
     rate, phase = tempo(rng, 0.7, 1.5)
-    s.move("arm", C.TURN_Z, W.RISE, rng.uniform(0.3, 1.4), 0, 1, mirror=1)
+    s.move("arm", C.TURN_Z, W.RISE, rng.uniform(0.3, 1.4), 0, 1, mirror=True)
     s.move("arm", C.TURN_Z, W.SINE, 0.7 * power, rate, phase)
     s.move("arm", C.TURN_X, W.WANDER, 0.6 * power, rate, phase + 0.2)
     s.move("forearm", C.TURN_X, W.WANDER, -0.8 * power, rate, phase)
@@ -120,9 +124,9 @@ def exercise(s: Sketch, rng: Generator, power: float) -> None:
 
 def nod(s: Sketch, rng: Generator, power: float) -> None:
     rate, phase = tempo(rng, 0.6, 1.6)
-    s.move("head", rng.choice([C.TURN_X, C.TURN_Y, C.TURN_Z]), W.SINE, 0.5 * power, rate, phase)
+    s.move("head", pick(rng, [C.TURN_X, C.TURN_Y, C.TURN_Z]), W.SINE, 0.5 * power, rate, phase)
     s.move("neck", C.TURN_X, W.WANDER, 0.2 * power, rate, phase)
-    s.move("ear", C.TURN_Z, W.SINE, 0.3 * power, rate, phase, mirror=1)
+    s.move("ear", C.TURN_Z, W.SINE, 0.3 * power, rate, phase, mirror=True)
 
 
 def eat(s: Sketch, rng: Generator, power: float) -> None:
@@ -144,15 +148,15 @@ def trumpet(s: Sketch, rng: Generator, power: float) -> None:
     rate, phase = tempo(rng, 0.5, 1.2)
     s.move("trunk", C.TURN_X, W.HOP, -0.55 * power, rate, phase, lag=0.05)
     s.move("trunk", C.TURN_Z, W.SINE, 0.15 * power, rate, phase, lag=0.1)
-    s.move("ear", C.TURN_Y, W.SINE, 0.5 * power, 2 * rate, phase, mirror=1)
+    s.move("ear", C.TURN_Y, W.SINE, 0.5 * power, 2 * rate, phase, mirror=True)
     s.move("head", C.TURN_X, W.HOP, -0.25 * power, rate, phase)
 
 
 def flap(s: Sketch, rng: Generator, power: float) -> None:
     rate, phase = tempo(rng, 1.0, 2.0)
     reach = rng.uniform(0.5, 0.9) * power
-    s.move("wing", C.TURN_Z, W.SINE, reach, rate, phase, mirror=1)
-    s.move("wingtip", C.TURN_Z, W.SINE, 0.7 * reach, rate, phase - 0.18, mirror=1)
+    s.move("wing", C.TURN_Z, W.SINE, reach, rate, phase, mirror=True)
+    s.move("wingtip", C.TURN_Z, W.SINE, 0.7 * reach, rate, phase - 0.18, mirror=True)
     s.move("body", C.SHIFT_Y, W.SINE, -0.08 * reach, rate, phase)
     s.move("tail", C.TURN_X, W.SINE, 0.2 * power, rate, phase, lag=0.1)
     s.move("leg", C.TURN_X, W.RISE, 0.6, 0, 1)
@@ -173,7 +177,7 @@ def swim(s: Sketch, rng: Generator, power: float) -> None:
     rate, phase = tempo(rng, 0.8, 1.9)
     s.move("spine", C.TURN_Y, W.SINE, 0.32 * power, rate, phase, lag=0.13)
     s.move("fluke", C.TURN_X, W.SINE, 0.3 * power, rate, phase, lag=0.13)
-    s.move("fin", C.TURN_Z, W.SINE, 0.4 * power, rate, phase, mirror=1)
+    s.move("fin", C.TURN_Z, W.SINE, 0.4 * power, rate, phase, mirror=True)
     s.move("body", C.SHIFT_X, W.SINE, 0.04 * power, rate, phase)
     s.move("body", C.TURN_Y, W.SINE, -0.12 * power, rate, phase)
     s.move("jaw", C.TURN_X, W.HOP, 0.25, rate, phase)
@@ -238,7 +242,7 @@ def aim(s: Sketch, rng: Generator, power: float) -> None:
 
 def snap(s: Sketch, rng: Generator, power: float) -> None:
     rate, phase = tempo(rng, 0.8, 1.8)
-    s.move("claw", C.TURN_Y, W.SINE, 0.45 * power, rate, phase, mirror=1)
+    s.move("claw", C.TURN_Y, W.SINE, 0.45 * power, rate, phase, mirror=True)
     s.move("jaw", C.TURN_X, W.HOP, 0.7 * power, rate, phase)
     s.move("lid", C.TURN_X, W.HOP, -1.3 * power, rate, phase)
     s.move("spring", C.SCALE_Y, W.HOP, 0.6 * power, rate, phase)
@@ -275,7 +279,7 @@ def breathe(s: Sketch, rng: Generator, power: float) -> None:
 
 
 def fall(s: Sketch, rng: Generator, power: float) -> None:
-    channel, sign = rng.choice([C.TURN_X, C.TURN_Z]), rng.choice([-1, 1])
+    channel, sign = pick(rng, [C.TURN_X, C.TURN_Z]), rng.choice([-1, 1])
     s.move("root", channel, W.RISE, sign * 1.4 * min(power, 1.1), rng.uniform(1.0, 1.8), -rng.uniform(0, 0.4))
 
 
@@ -287,7 +291,7 @@ def wobble(s: Sketch, rng: Generator, power: float) -> None:
 
 def twist(s: Sketch, rng: Generator, power: float) -> None:
     rate, phase = tempo(rng, 0.5, 1.4)
-    s.move("body", rng.choice([C.TURN_X, C.TURN_Y, C.TURN_Z]), W.SINE, rng.uniform(0.2, 0.6) * power, rate, phase)
+    s.move("body", pick(rng, [C.TURN_X, C.TURN_Y, C.TURN_Z]), W.SINE, rng.uniform(0.2, 0.6) * power, rate, phase)
     s.move("head", C.TURN_Y, W.SINE, 0.4 * power, rate, phase + 0.2)
 
 

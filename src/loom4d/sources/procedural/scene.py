@@ -148,7 +148,7 @@ def extents(
 
 
 def surface_points(figure: MovingObject) -> Float[ndarray, "part point 3"]:
-    """Twenty-six points on (a box, a cone) or just outside (an ellipsoid) each unit solid; their hull covers most of it."""
+    """Twenty-six points on (a box, a cone) or just outside (a ball) each unit solid; their hull covers most of it."""
     axis = np.array([-1.0, 0.0, 1.0])
     cube = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3)
     cube = np.delete(cube, 13, axis=0)  # the centre

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from loom4d.sources.procedural.build import Paint, Palette, Sketch, belly, patterned
-from loom4d.sources.procedural.creatures import chain, eyes
+from loom4d.sources.procedural.build import Paint, Pair, Palette, Sketch, Vector, belly, patterned
+from loom4d.sources.procedural.creatures import eyes, tail
 from loom4d.sources.procedural.scene import Pattern
 
 BEAK = Paint((1.0, 0.62, 0.08))
@@ -14,8 +14,8 @@ BEAK = Paint((1.0, 0.62, 0.08))
 def wings(
     s: Sketch,
     body: int,
-    at: tuple[float, float, float],
-    size: tuple[float, float],
+    at: Vector,
+    size: Pair,
     paint: Paint,
     tip: Paint,
     dihedral: float = 0.15,
@@ -51,20 +51,7 @@ def bird(s: Sketch, p: Palette) -> str:
     out = 0.02 if upright else 0.75 * long
     neck = s.joint(body, (0, 0.1, 0.6 * out), "neck")
     s.rod(neck, (0, 0, 0), (0, up - 0.1, 0.4 * out), (0.55 * size, 0.5 * size), Paint(p.main.colour))
-    head = s.joint(neck, (0, up - 0.08, 0.4 * out), "head")
-    s.ball(head, (0, 0.1 * size, 0), size, p.second if name == "parrot" else Paint(p.main.colour))
-    s.cone(
-        head,
-        (0, 0, 1.25 * size),
-        (0.35 * size, 0.55 * size, 0.3 * size),
-        BEAK,
-        0.3 if name == "duck" else 0.0,
-        (np.pi / 2, 0, 0),
-    )
-    eyes(s, head, (0.45 * size, 0.3 * size, 0.72 * size), (0.34 if name == "owl" else 0.2) * size)
-    if name == "chicken" or (name == "parrot" and rng.random() < 0.7):
-        for index in range(3):
-            s.ball(head, (0, 1.1 * size, (0.4 - 0.4 * index) * size), (0.12 * size, 0.35 * size, 0.25 * size), p.accent)
+    bird_head(s, name, s.joint(neck, (0, up - 0.08, 0.4 * out), "head"), size, p)
     span = rng.uniform(0.35, 0.7) * (0.75 if name == "penguin" else 1)
     droop = -0.9 if name == "penguin" else rng.uniform(-0.25, 0.35)
     at = (0.8 * wide, (0.35 * long if upright else 0.25 * wide), 0.05)
@@ -77,8 +64,10 @@ def bird(s: Sketch, p: Palette) -> str:
         p.second,
         droop,
     )
-    tail = s.joint(body, (0, -0.6 * long if upright else 0.05, -0.8 * (wide if upright else long)), "tail", (0.2, 0, 0))
-    s.ball(tail, (0, 0, -0.18), (0.13, 0.03, 0.26), p.second)
+    feathers = s.joint(
+        body, (0, -0.6 * long if upright else 0.05, -0.8 * (wide if upright else long)), "tail", (0.2, 0, 0)
+    )
+    s.ball(feathers, (0, 0, -0.18), (0.13, 0.03, 0.26), p.second)
     for side in (-1, 1):
         leg = s.joint(
             body,
@@ -90,6 +79,22 @@ def bird(s: Sketch, p: Palette) -> str:
         s.rod(leg, (0, 0.05, 0), (0, -legs, 0), (0.04, 0.03), BEAK)
         s.ball(leg, (0, -legs, 0.07), (0.08, 0.025, 0.13), BEAK)
     return f"{p.name} {name}"
+
+
+def bird_head(s: Sketch, name: str, head: int, size: float, p: Palette) -> None:
+    s.ball(head, (0, 0.1 * size, 0), size, p.second if name == "parrot" else Paint(p.main.colour))
+    s.cone(
+        head,
+        (0, 0, 1.25 * size),
+        (0.35 * size, 0.55 * size, 0.3 * size),
+        BEAK,
+        0.3 if name == "duck" else 0.0,
+        (np.pi / 2, 0, 0),
+    )
+    eyes(s, head, (0.45 * size, 0.3 * size, 0.72 * size), (0.34 if name == "owl" else 0.2) * size)
+    if name == "chicken" or (name == "parrot" and s.rng.random() < 0.7):
+        for index in range(3):
+            s.ball(head, (0, 1.1 * size, (0.4 - 0.4 * index) * size), (0.12 * size, 0.35 * size, 0.25 * size), p.accent)
 
 
 def dragon(s: Sketch, p: Palette) -> str:
@@ -120,9 +125,7 @@ def dragon(s: Sketch, p: Palette) -> str:
         0.3,
     )
     if not bat:
-        last = chain(
-            s, body, (0, 0, -0.9 * long), 5, 0.17, (0.13, 0.03), Paint(p.main.colour), "tail", rng.uniform(-0.1, 0.25)
-        )
+        last = tail(s, body, (0, 0, -0.9 * long), 5, 0.17, (0.13, 0.03), Paint(p.main.colour), rng.uniform(-0.1, 0.25))
         s.cone(last, (0, 0, -0.22), (0.1, 0.1, 0.03), p.accent, 0.0, (-np.pi / 2, 0, 0))
         for index in range(4):
             s.cone(body, (0, 0.24, 0.5 * long - 0.3 * long * index), (0.04, 0.08, 0.06), p.accent)
@@ -284,19 +287,24 @@ def insect(s: Sketch, p: Palette) -> str:
             s.rod(claw, (0, 0, 0), (side * 0.12, 0.05, 0.25), (0.06, 0.07), p.main)
             for half in (-1, 1):
                 s.ball(claw, (side * 0.12, 0.05 + half * 0.06, 0.38), (0.1, 0.06, 0.18), p.accent, (-half * 0.35, 0, 0))
-        pairs = 4 if name in ("spider", "crab") else 3
-        for pair in range(pairs):
-            angle = side * (1.0 - 2.0 * pair / (pairs - 1)) * 0.75
-            reach = rng.uniform(0.2, 0.28) + (0.06 if name == "spider" else 0)
-            hip = s.joint(
-                body,
-                (side * (0.4 if name == "crab" else 0.15), -0.02, 0.12 * (pairs / 2 - 0.5 - pair)),
-                "leg",
-                (0, -angle, 0),
-                side=side,
-                phase=0.5 * ((pair + (side > 0)) % 2),
-            )
-            s.rod(hip, (0, 0, 0), (side * reach, 0.18, 0), (0.045, 0.035), p.accent if name != "crab" else p.main)
-            knee = s.joint(hip, (side * reach, 0.18, 0), "shin", side=side, phase=0.5 * ((pair + (side > 0)) % 2))
-            s.rod(knee, (0, 0, 0), (side * 0.14, -low - 0.16, 0), (0.035, 0.015), p.dark)
+        insect_legs(s, name, body, side, low, p)
     return f"{p.name} {name}"
+
+
+def insect_legs(s: Sketch, name: str, body: int, side: int, low: float, p: Palette) -> None:
+    """Three or four legs of one side, in alternating steps."""
+    pairs = 4 if name in ("spider", "crab") else 3
+    for pair in range(pairs):
+        angle = side * (1.0 - 2.0 * pair / (pairs - 1)) * 0.75
+        reach = s.rng.uniform(0.2, 0.28) + (0.06 if name == "spider" else 0)
+        hip = s.joint(
+            body,
+            (side * (0.4 if name == "crab" else 0.15), -0.02, 0.12 * (pairs / 2 - 0.5 - pair)),
+            "leg",
+            (0, -angle, 0),
+            side=side,
+            phase=0.5 * ((pair + (side > 0)) % 2),
+        )
+        s.rod(hip, (0, 0, 0), (side * reach, 0.18, 0), (0.045, 0.035), p.accent if name != "crab" else p.main)
+        knee = s.joint(hip, (side * reach, 0.18, 0), "shin", side=side, phase=0.5 * ((pair + (side > 0)) % 2))
+        s.rod(knee, (0, 0, 0), (side * 0.14, -low - 0.16, 0), (0.035, 0.015), p.dark)
