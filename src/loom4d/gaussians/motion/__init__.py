@@ -8,12 +8,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loom4d.gaussians.gaussians import Ellipsoids, Gaussians
+from loom4d.gaussians.initial import Cloud
 from loom4d.gaussians.motion.spacetime import Spacetime
 
 
 @runtime_checkable
 class DynamicGaussians(Protocol):
-    """A moving asset: tensors that are learnt, a few plain numbers, and a function of time."""
+    """A moving asset: tensors that are learnt, a few plain numbers, and a function of time.
+
+    Among the tensors are `means`, `log_scales` (point, 3) and `opacity_logits` (point), which regularisers read.
+    """
 
     @property
     def time_range(self) -> tuple[float, float]:
@@ -34,6 +38,17 @@ class DynamicGaussians(Protocol):
     @staticmethod
     def from_tensors(tensors: dict[str, Tensor], config: dict[str, Any]) -> DynamicGaussians:
         """The inverse of `tensors` and `config`."""
+
+    @staticmethod
+    def initial(cloud: Cloud, times: Float[Tensor, " frame"]) -> DynamicGaussians:
+        """Where a fit starts: coloured points, each at its own moment, and the seconds of the frames."""
+
+    @staticmethod
+    def rates() -> dict[str, float]:
+        """Adam's learning rate for each tensor at the start of a fit."""
+
+    def penalty(self) -> Float[Tensor, ""]:
+        """What this motion should not do where no picture forbids it."""
 
 
 MOTIONS: dict[str, type[DynamicGaussians]] = {"spacetime": Spacetime}

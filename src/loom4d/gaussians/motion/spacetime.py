@@ -14,8 +14,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from loom4d.gaussians.gaussians import Ellipsoids, Gaussians
+from loom4d.gaussians.gaussians import Ellipsoids, Gaussians, sh_of
+from loom4d.gaussians.initial import Cloud
 
+ROUND, LASTS = 0.6, 0.7  # first scale over the distance of neighbours; first duration (one σ) in frames
+SHORT, LONG = 0.0, 0.0
 DROPPED = 0.05  # a Gaussian whose temporal weight is below is not drawn
 
 
@@ -35,6 +38,27 @@ class Spacetime:
     end: float  # seconds
     unit: float  # seconds
 
+    @staticmethod
+    def initial(cloud: Cloud, times: Float[Tensor, " frame"]) -> Spacetime:
+        """One Gaussian per point, at rest, round, half transparent, and lasting `LASTS` frames to either side."""
+        count = len(cloud.means)
+        start, end = float(times[0]), float(times[-1])
+        unit = (end - start or 1.0) / max(len(times) - 1, 1)  # so that velocities are small numbers
+        identity = torch.tensor([1.0, 0.0, 0.0, 0.0]).expand(count, 4)
+        return Spacetime(
+            means=cloud.means,
+            times=(cloud.times - start) / unit,
+            log_scales=torch.full((count, 3), math.log(ROUND * cloud.spacing)),
+            log_durations=torch.full((count,), math.log(LASTS)),
+            left=identity,
+            right=identity,
+            opacity_logits=torch.full((count,), 0.0),
+            colours=sh_of(cloud.rgb)[:, None],
+            start=start,
+            end=end,
+            unit=unit,
+        )
+
     @property
     def time_range(self) -> tuple[float, float]:
         """First and last second that was seen."""
@@ -50,6 +74,23 @@ class Spacetime:
     @staticmethod
     def from_tensors(tensors: dict[str, Tensor], config: dict[str, Any]) -> Spacetime:
         return Spacetime(**{**config, **tensors})
+
+    @staticmethod
+    def rates() -> dict[str, float]:
+        """Learning rates, of Adam."""
+        return {
+            "means": 2e-3,
+            "times": 2e-2,
+            "log_scales": 1e-2,
+            "log_durations": 1e-2,
+            "left": 5e-3,
+            "right": 5e-3,
+            "opacity_logits": 5e-2,
+            "colours": 1e-2,
+        }
+
+    def penalty(self) -> Float[Tensor, ""]:
+        return SHORT * (LONG - self.log_durations).clamp_min(0).square().mean()
 
     def covariances(self) -> Float[Tensor, "point 4 4"]:
         """Covariance over (x, y, z, t)."""

@@ -1,0 +1,153 @@
+"""Where a fit starts: points in space and time, from the masks' visual hull or in a ball."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange, repeat
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from loom4d.cameras import Cameras
+from loom4d.grid import ImageGrid
+
+ENOUGH = 30  # voxels: a smaller hull means that some mask is wrong
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """Coloured points, each at its own moment."""
+
+    means: Float[Tensor, "point 3"]
+    times: Float[Tensor, " point"]  # seconds
+    rgb: Float[Tensor, "point 3"]
+    spacing: float  # typical distance between neighbours of the same moment
+
+
+@dataclass(frozen=True)
+class Region:
+    """The cube that the cameras look at."""
+
+    centre: Float[Tensor, 3]
+    half: float
+
+
+def seen_region(cameras: Cameras) -> Region:
+    """Centre: the point nearest to all optical axes. Half side: what the narrowest camera sees of it."""
+    flat = cameras.reshape(-1).to(torch.float64)
+    positions, axes = flat.positions, -flat.world_from_camera[:, :3, 2]
+    across = torch.eye(3).to(axes) - axes[:, :, None] * axes[:, None, :]  # projections onto each image plane
+    weak = 1e-3 * torch.eye(3).to(axes)  # parallel axes meet nowhere: then the origin's distance decides
+    centre = torch.linalg.solve(across.mean(0) + weak, (across @ positions[..., None]).mean(0)[:, 0])
+    distance = ((centre - positions) * axes).sum(-1).clamp_min(1e-3)
+    widest = torch.maximum(flat.intrinsics[:, 0, 0], flat.intrinsics[:, 1, 1])
+    return Region(centre.float(), float((0.5 * distance / widest).median()))
+
+
+def voxel_centres(region: Region, resolution: int) -> Float[Tensor, "voxel 3"]:
+    axis = ((torch.arange(resolution) + 0.5) / resolution * 2 - 1) * region.half
+    return torch.cartesian_prod(axis, axis, axis) + region.centre
+
+
+def sampled(
+    pictures: Float[Tensor, "view channel height width"], places: Float[Tensor, "view point 2"]
+) -> Float[Tensor, "view point channel"]:
+    """Bilinear values at (u, v) in 0..1; zero outside the picture."""
+    values = torch.nn.functional.grid_sample(pictures, places[:, :, None] * 2 - 1, align_corners=False)
+    return rearrange(values, "view channel point 1 -> view point channel")
+
+
+def carved(
+    alphas: Float[Tensor, "view 1 height width"], cameras: Cameras, points: Float[Tensor, "point 3"]
+) -> Bool[Tensor, " point"]:
+    """Points that every mask contains; when that leaves next to nothing, that all masks but one contain, and so on."""
+    places, depth = cameras.project(points.expand(len(alphas), -1, 3))
+    outside = ((sampled(alphas, places)[..., 0] < 0.5) | (depth <= 0)).sum(0)
+    for misses in range(max(1, len(alphas) // 2)):
+        kept = outside <= misses
+        if kept.sum() >= ENOUGH:
+            break
+    return kept
+
+
+def relief(alpha: Float[Tensor, "1 height width"], camera: Cameras, points: Tensor, region: Region) -> Tensor:
+    """For a single view, whose hull would be an endless cone: points no deeper than the mask is wide around them."""
+    inside, width = (alpha > 0.5).float()[None], alpha.shape[-1]
+    distance, eroded = torch.zeros_like(inside), inside
+    for _ in range(width // 2):
+        distance = distance + eroded
+        eroded = -torch.nn.functional.max_pool2d(-eroded, 3, 1, 1)
+    place, depth = camera.project(points)
+    pixel = 2 * region.half / width
+    thickness = sampled(distance[0:1], place[None])[0, :, 0] * pixel
+    middle = camera.project(region.centre[None])[1]
+    return (depth - middle).abs() <= thickness
+
+
+def hull_cloud(grid: ImageGrid, count: int, resolution: int, generator: torch.Generator) -> Cloud | None:
+    """`count` points on the surface of every frame's visual hull, coloured by the views that see them.
+
+    None where the masks tell nothing: they keep no point, or nearly the whole picture.
+    """
+    if (grid.rgba[:, :, 3] > 0.5).float().mean() > 0.95:
+        return None
+    region = seen_region(grid.cameras)
+    voxels, voxel = voxel_centres(region, resolution), 2 * region.half / resolution
+    per_frame = [count // grid.frames + (frame < count % grid.frames) for frame in range(grid.frames)]
+    means, times, colours, areas = [], [], [], []
+    for frame, wanted in enumerate(per_frame):
+        cameras, pictures = grid.cameras[:, frame], grid.rgba[:, frame]
+        inside = carved(pictures[:, 3:], cameras, voxels)
+        if grid.views == 1:
+            inside &= relief(pictures[0, 3:], cameras[0], voxels, region)
+        surface = voxels[inside & _touches_outside(inside, resolution)]
+        if len(surface) == 0:
+            continue
+        rgb = _seen_colours(surface, pictures, cameras, 2.5 * voxel)
+        chosen = torch.randint(len(surface), (wanted,), generator=generator)
+        jitter = (torch.rand(wanted, 3, generator=generator) - 0.5) * voxel
+        means.append(surface[chosen] + jitter)
+        colours.append(rgb[chosen])
+        times.append(grid.times[frame].expand(wanted))
+        areas.append(len(surface) * voxel**2)
+    if not means:
+        return None
+    spacing = math.sqrt(sum(areas) / len(areas) * grid.frames / count)
+    return Cloud(torch.cat(means), torch.cat(times), torch.cat(colours), spacing)
+
+
+def _touches_outside(inside: Bool[Tensor, " voxel"], resolution: int) -> Bool[Tensor, " voxel"]:
+    volume = rearrange(inside.float(), "(x y z) -> 1 1 x y z", x=resolution, y=resolution)
+    padded = torch.nn.functional.pad(1 - volume, (1, 1, 1, 1, 1, 1), value=1.0)
+    return torch.nn.functional.max_pool3d(padded, 3, 1)[0, 0].flatten() > 0
+
+
+def _seen_colours(
+    points: Float[Tensor, "point 3"],
+    pictures: Float[Tensor, "view 4 height width"],
+    cameras: Cameras,
+    tolerance: float,
+    cells: int = 48,
+) -> Float[Tensor, "point 3"]:
+    """Mean colour over the views where no other point of the surface lies in front, by a coarse depth buffer."""
+    places, depth = cameras.project(repeat(points, "point c -> view point c", view=len(pictures)))
+    cell = (places.clamp(0, 1 - 1e-6) * cells).long()
+    index = cell[..., 1] * cells + cell[..., 0]
+    nearest = torch.full((len(pictures), cells * cells), torch.inf)
+    nearest = nearest.scatter_reduce(1, index, depth, "amin")
+    seen = (depth <= nearest.gather(1, index) + tolerance).float()
+    colour = sampled(torch.cat([pictures[:, :3] * pictures[:, 3:], pictures[:, 3:]], 1), places)
+    colour = colour * (seen + 1e-3)[..., None]
+    return (colour[..., :3].sum(0) / colour[..., 3:].sum(0).clamp_min(1e-6)).clamp(0, 1)
+
+
+def ball_cloud(grid: ImageGrid, count: int, generator: torch.Generator) -> Cloud:
+    """Grey points, uniform in a ball that fills most of the cameras' view, at uniform moments."""
+    region = seen_region(grid.cameras)
+    directions = torch.nn.functional.normalize(torch.randn(count, 3, generator=generator), dim=-1)
+    radii = 0.7 * region.half * torch.rand(count, 1, generator=generator) ** (1 / 3)
+    times = grid.times[0] + torch.rand(count, generator=generator) * (grid.times[-1] - grid.times[0])
+    spacing = 1.4 * region.half * (grid.frames / count) ** (1 / 3)
+    return Cloud(region.centre + directions * radii, times, torch.full((count, 3), 0.5), spacing)

@@ -1,0 +1,197 @@
+"""A fit finds a moving scene again, to the same bytes each time, and survives inputs that are wrong."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from loom4d.cameras import FOV_DEG, turntable
+from loom4d.gaussians.asset import render
+from loom4d.gaussians.fit import PRESETS, FitConfig, FitState, batch_cells, fit, score
+from loom4d.gaussians.gaussians import sh_of
+from loom4d.gaussians.initial import ball_cloud, carved, hull_cloud, seen_region, voxel_centres
+from loom4d.gaussians.motion import MOTIONS
+from loom4d.gaussians.motion.spacetime import Spacetime
+from loom4d.grid import ImageGrid
+from loom4d.runs import Event, InputError, result_of
+
+QUICK = FitConfig(count=400, iterations=60, batch=6, hull_resolution=24, preview_every=0, state_every=20)
+
+
+def moving_scene() -> Spacetime:
+    """Three coloured balls on straight lines."""
+    count = 3
+    left = torch.tensor([1.0, 0, 0, 0]).expand(count, 4)
+    return Spacetime(
+        means=torch.tensor([[-0.2, 0.0, 0.0], [0.2, 0.1, 0.1], [0.0, -0.2, -0.1]]),
+        times=torch.full((count,), 0.5),
+        log_scales=torch.full((count, 3), math.log(0.07)),
+        log_durations=torch.full((count,), math.log(3.0)),
+        left=left,
+        right=torch.tensor([[1.0, 0.03, 0, 0], [1.0, 0, 0.03, 0], [1.0, 0, 0, -0.03]]),
+        opacity_logits=torch.full((count,), 3.0),
+        colours=sh_of(torch.tensor([[0.9, 0.2, 0.1], [0.1, 0.3, 0.9], [0.2, 0.8, 0.2]]))[:, None],
+        start=0.0,
+        end=1.0,
+        unit=0.5,
+    )
+
+
+def picture_grid(views: int = 5, frames: int = 3, size: int = 32) -> ImageGrid:
+    times = torch.linspace(0, 1, frames) if frames > 1 else torch.zeros(1)
+    return render(moving_scene(), turntable(views, frames), times, size, size)
+
+
+def bytes_of(asset) -> bytes:
+    return b"".join(tensor.numpy().tobytes() for tensor in asset.tensors().values())
+
+
+@pytest.mark.parametrize("motion", MOTIONS)
+def test_a_fit_approaches_the_scene_from_views_it_was_not_given(motion):
+    held_out = render(moving_scene(), turntable(10, 3)[1::2], torch.linspace(0, 1, 3), 32, 32)
+    events: list[Event] = []
+    config = replace(QUICK, motion=motion, iterations=150, preview_every=75)
+    asset = result_of(fit(picture_grid(), config, held_out=held_out), events.append)
+    assert score(asset, held_out) > 27
+    assert [event.kind for event in events if event.kind != "progress"] == ["start", "preview", "done"]
+    assert events[-1].data["held_out_psnr"] == score(asset, held_out) and events[-1].step == 150
+    losses = [event.data["loss"] for event in events if event.kind == "progress"]
+    assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
+
+
+@pytest.mark.parametrize("motion", MOTIONS)
+def test_a_killed_fit_goes_on_to_the_same_bytes(motion):
+    grid, config = picture_grid(), replace(QUICK, motion=motion)
+    states: list[FitState] = []
+    whole = result_of(fit(grid, config, on_state=states.append))
+    assert [state.step for state in states] == [20, 40, 60]
+    resumed = result_of(fit(grid, config, resume=states[0]))
+    assert bytes_of(resumed) == bytes_of(whole)
+    assert bytes_of(result_of(fit(grid, replace(config, seed=1)))) != bytes_of(whole)
+
+
+@pytest.mark.parametrize("views,frames", [(1, 1), (1, 4), (6, 1), (2, 2)])
+def test_small_grids_fit_and_stay_finite(views, frames):
+    grid = picture_grid(views, frames)
+    asset = result_of(fit(grid, QUICK))
+    assert all(tensor.isfinite().all() for tensor in asset.tensors().values())
+    assert score(asset, grid) > 18
+    assert render(asset, turntable(7, frames), grid.times, 32, 32).rgba.isfinite().all()
+
+
+def test_what_is_not_finite_stops_the_fit_at_the_last_good_state():
+    calls = 0
+
+    def failing(rendered: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return (rendered - target).square().mean((1, 2, 3)) * (math.nan if calls > 9 else 1.0)
+
+    config = replace(QUICK, weights=replace(QUICK.weights, perceptual=1.0))
+    events: list[Event] = []
+    states: list[FitState] = []
+    asset = result_of(fit(picture_grid(), config, perceptual=failing, on_state=states.append), events.append)
+    note = next(event for event in events if event.kind == "note")
+    assert "iteration 10" in note.message and "nan" in note.message and states[-1].step == 9
+    assert all(tensor.isfinite().all() for tensor in asset.tensors().values())
+
+
+def test_inconsistent_cells_and_a_wrong_mask_do_not_blow_it_up():
+    grid = picture_grid(6, 3)
+    generator = torch.Generator().manual_seed(0)
+    rgba = (grid.rgba + 0.05 * torch.randn(grid.rgba.shape, generator=generator)).clamp(0, 1)
+    for view in range(grid.views):
+        for frame in range(grid.frames):
+            shift = torch.randint(-1, 2, (2,), generator=generator).tolist()
+            rgba[view, frame] = rgba[view, frame].roll(shift, (1, 2))
+    rgba[2, :, 3] = 1.0
+    rgba[4, 1, 3] = 0.0
+    asset = result_of(fit(replace(grid, rgba=rgba), replace(QUICK, confidence=True)))
+    assert all(tensor.isfinite().all() for tensor in asset.tensors().values())
+    assert score(asset, grid) > 13
+
+
+def test_cells_without_trust_have_no_say():
+    grid = picture_grid()
+    spoilt = grid.rgba.clone()
+    spoilt[1] = 1 - spoilt[1]
+    trust = torch.ones(5, 3)
+    trust[1] = 0
+    start = hull_cloud(grid, 10, 24, torch.Generator())
+    assert start is not None
+    trusting = result_of(fit(replace(grid, rgba=spoilt), QUICK))
+    careful = result_of(fit(replace(grid, rgba=spoilt), QUICK, trust=trust))
+    others = grid[2:, :]
+    assert score(careful, others) > score(trusting, others)
+
+
+def test_wrong_arguments_say_what_is_wrong():
+    grid = picture_grid(2, 1)
+    with pytest.raises(InputError, match="empty"):
+        result_of(fit(replace(grid, rgba=torch.zeros_like(grid.rgba)), QUICK))
+    with pytest.raises(InputError, match="finite"):
+        result_of(fit(replace(grid, rgba=grid.rgba * math.nan), QUICK))
+    with pytest.raises(ValueError, match="spacetime"):
+        result_of(fit(grid, replace(QUICK, motion="teleport")))
+    with pytest.raises(ValueError, match="2×1"):
+        result_of(fit(grid, QUICK, trust=torch.ones(3, 3)))
+    assert set(PRESETS) == {"preview", "balanced", "best"}
+
+
+def test_every_round_visits_every_cell_once():
+    for turn in range(3):
+        visited = torch.cat([batch_cells(turn * 4 + step, 23, replace(QUICK, batch=6)) for step in range(4)])
+        assert sorted(visited.tolist()) == list(range(23))
+
+
+# --- where it starts ------------------------------------------------------------------------------------------------
+
+
+def ball_grid(radius: float, views: int = 8) -> ImageGrid:
+    """Silhouettes of a ball at the origin, left half red and right half blue of the world."""
+    cameras = turntable(views, 1)
+    centres, rays = cameras.rays(48, 48)
+    along = -(centres[:, :, None, None] * rays).sum(-1)
+    closest = (centres[:, :, None, None] + along[..., None] * rays).norm(dim=-1)
+    hit = (centres[:, :, None, None] + (along - (radius**2 - closest**2).clamp_min(0).sqrt())[..., None] * rays)[..., 0]
+    alpha = (closest < radius).float()
+    return ImageGrid(torch.stack([(hit < 0).float(), 0 * hit, (hit >= 0).float(), alpha], 2), cameras, torch.zeros(1))
+
+
+def test_the_hull_of_a_ball_is_about_the_ball_and_has_its_colours():
+    cloud = hull_cloud(ball_grid(0.3), 2000, 40, torch.Generator().manual_seed(0))
+    assert cloud is not None
+    flat = cloud.means[:, [0, 2]].norm(dim=-1)  # a ring of views at elevation 0 sees the ball's circles, not its poles
+    assert (cloud.means.abs() < 0.36).all() and flat.max() > 0.28 and flat.max() < 0.36
+    right = cloud.means[:, 0] > 0.1
+    assert (cloud.rgb[right, 2] > cloud.rgb[right, 0]).float().mean() > 0.95
+
+
+def test_one_wrong_mask_does_not_empty_the_hull():
+    grid = ball_grid(0.3)
+    alphas = grid.rgba[:, 0, 3:].clone()
+    points = voxel_centres(seen_region(grid.cameras), 24)
+    whole = carved(alphas, grid.cameras[:, 0], points)
+    alphas[3] = 0
+    assert (carved(alphas, grid.cameras[:, 0], points) & whole).sum() == whole.sum()
+
+
+def test_a_single_view_starts_as_a_relief_and_not_as_a_cone():
+    cloud = hull_cloud(ball_grid(0.3, views=1), 1000, 40, torch.Generator().manual_seed(0))
+    assert cloud is not None and cloud.means[:, 2].abs().max() < 0.36
+
+
+def test_without_masks_it_starts_in_a_ball():
+    grid = ball_grid(0.3)
+    rgba = grid.rgba.clone()
+    rgba[:, :, 3] = 1
+    assert hull_cloud(replace(grid, rgba=rgba), 100, 24, torch.Generator()) is None
+    cloud = ball_cloud(grid, 500, torch.Generator().manual_seed(0))
+    assert cloud.means.norm(dim=-1).max() <= 0.7 * seen_region(grid.cameras).half
+
+
+def test_the_seen_region_of_a_turntable_is_known():
+    region = seen_region(turntable(6, 2, elevation_deg=12.0))
+    assert region.centre.abs().max() < 1e-4
+    assert abs(region.half - 2 * math.tan(math.radians(FOV_DEG / 2))) < 1e-4
