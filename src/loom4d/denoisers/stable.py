@@ -23,7 +23,7 @@ from loom4d.denoisers.checkpoints import TensorFile, fill, same_names
 from loom4d.denoisers.clip import ImageTower, TowerConfig, from_transformers
 from loom4d.denoisers.family import Guidance
 from loom4d.denoisers.unet import ClipUNet, Condition, Stock, UNetConfig
-from loom4d.denoisers.vae import VAEConfig
+from loom4d.denoisers.vae import SCALE, VAEConfig
 from loom4d.diffusion.denoiser import Denoiser, Network, cell_noise, chunked_clips, from_velocity
 from loom4d.diffusion.guidance import guided, guided_together, linear
 from loom4d.runs import InputError
@@ -59,10 +59,7 @@ class Stable:
     tower: ImageTower
     vae: Stock  # the conditioning encoder with its quantisation, and the decoder
     encoder: Stock | None = None
-
-    @property
-    def device(self) -> torch.device:
-        return self.unet.device
+    fetch: Callable[[nn.Module], Any] = lambda network: network  # brings a network to the device before it is used
 
 
 @dataclass(frozen=True)
@@ -109,9 +106,13 @@ def load(path: Path, kind: Kind, sizes: Sizes | None = None, dtype: torch.dtype 
     return Stable(kind.name, ClipUNet(stock, sizes.unet), tower, vae, encoder)
 
 
+def decoder_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What the decoder is kept in, beside a UNet in `dtype`."""
+    return torch.float32 if dtype == torch.float32 else torch.float16
+
+
 def _vae_dtypes(dtype: torch.dtype) -> Callable[[str], torch.dtype]:
-    decoder = torch.float32 if dtype == torch.float32 else torch.float16
-    return lambda name: decoder if name.startswith(("decoder.", "post_quant_conv.")) else torch.float32
+    return lambda name: decoder_dtype(dtype) if name.startswith(("decoder.", "post_quant_conv.")) else torch.float32
 
 
 def _load_diffusers(folder: Path, kind: Kind, parts: dict[str, tuple[nn.Module, Any]]) -> None:
@@ -187,8 +188,9 @@ def on_white(premultiplied: Float[Tensor, "*b 4 height width"]) -> Float[Tensor,
 
 def embed(model: Stable, pictures: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b token"]:
     """CLIP's tokens of pictures in −1..1."""
-    with torch.inference_mode():
-        return model.tower(pictures.to(model.tower.proj.device)).float()
+    with torch.no_grad():
+        tower = model.fetch(model.tower)
+        return tower(pictures.to(tower.proj.device)).float()
 
 
 def condition_latents(
@@ -198,10 +200,27 @@ def condition_latents(
 
     Every picture gets the same noise: conditions must not depend on how a grid's rows are split over calls or machines.
     """
-    pictures = pictures.to(model.vae.encoder.conv_in.weight.device)
     noise = cell_noise(0, 0, 0, tuple(pictures.shape[1:]), stream=2**32 - 1).to(pictures)
-    with torch.inference_mode():
-        return vaes.encode_mode(model.vae, pictures + spread * noise)
+    with torch.no_grad():
+        return vaes.encode_mode(model.fetch(model.vae), pictures + spread * noise)
+
+
+def encode(model: Stable, pictures: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b c h w"]:
+    """Diffused latents of pictures in −1..1: the posterior's mode, scaled."""
+    network = model.vae if model.encoder is None else model.encoder
+    with torch.no_grad():
+        return SCALE * vaes.encode_mode(model.fetch(network), pictures)
+
+
+def decode(
+    model: Stable, latents: Float[Tensor, "picture c h w"], window: int | None = None
+) -> Float[Tensor, "picture 3 height width"]:
+    """Diffused latents of one clip to colours in 0..1; a decoder over time takes `window` frames at once."""
+    vae = model.fetch(model.vae)
+    with torch.no_grad():
+        if hasattr(vae, "post_quant_conv"):
+            return vaes.seen(vaes.decode_pictures(vae, latents / SCALE))
+        return vaes.seen(vaes.decode_clip(vae, latents / SCALE, window or len(latents)))
 
 
 def conditions(
@@ -213,7 +232,8 @@ def conditions(
     """With the picture, and without: the latter has a zero token and latent but the same vector."""
     shown = on_white(pictures.float())
     latents, tokens = condition_latents(model, shown, spread), embed(model, shown)
-    with torch.inference_mode():
+    model.fetch(model.unet)
+    with torch.no_grad():
         given = model.unet.condition(latents, tokens, vector)
         null = model.unet.condition(torch.zeros_like(latents), torch.zeros_like(tokens), vector)
     return given, null
@@ -222,25 +242,28 @@ def conditions(
 # --- denoisers -----------------------------------------------------------------------------------------------------
 
 
-def network(unet: nn.Module, condition: Condition) -> Network:
+Unet = Callable[..., Tensor]  # (x, ¼ ln σ, condition): a `ClipUNet`, what compiling made of it, or what fetches it
+
+
+def network(unet: Unet, condition: Condition) -> Network:
     """The velocity network with its condition inside; computes where and as the condition is, returns float32."""
 
     def velocity(x: Float[Tensor, "clip frame c h w"], noise_level: Tensor) -> Float[Tensor, "clip frame c h w"]:
         home = condition.picture
         levels = torch.as_tensor(noise_level, dtype=torch.float32, device=home.device).expand(len(x))
-        with torch.inference_mode():
+        with torch.no_grad():
             return unet(x.to(home), levels, condition).float()
 
     return velocity
 
 
-def denoiser(unet: nn.Module, condition: Condition) -> Denoiser:
+def denoiser(unet: Unet, condition: Condition) -> Denoiser:
     """D(x; σ) of a batch of clips, without guidance."""
     return from_velocity(network(unet, condition))
 
 
 def guided_denoiser(
-    unet: nn.Module, given: Condition, null: Condition, guidance: Guidance, frames: int, sequences: int
+    unet: Unet, given: Condition, null: Condition, guidance: Guidance, frames: int, sequences: int
 ) -> Denoiser:
     """Guided denoiser of clips, at most `sequences` network inputs at a time (a guided clip is two, given and null).
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from loom4d.denoisers import vae as vaes
 from loom4d.denoisers.family import Guidance, MultiviewPrior
@@ -18,6 +18,7 @@ from loom4d.denoisers.stable import (
     Kind,
     Sizes,
     Stable,
+    Unet,
     conditions,
     guided_denoiser,
     in_order,
@@ -59,7 +60,7 @@ def vector(
     return torch.cat([noise, polar, sinusoids(torch.deg2rad(azimuths_deg), ANGLE_WIDTH)], -1)
 
 
-def multiview_prior(model: Stable, unet: nn.Module, config: SV3DConfig, sequences: int) -> MultiviewPrior:
+def multiview_prior(model: Stable, unet: Unet, config: SV3DConfig, sequences: int) -> MultiviewPrior:
     """The family's multi-view prior. Views may come in any order; guidance runs along SV3D's own."""
 
     def prior(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from loom4d.denoisers import vae as vaes
 from loom4d.denoisers.family import Guidance, VideoPrior
@@ -16,6 +16,7 @@ from loom4d.denoisers.stable import (
     Kind,
     Sizes,
     Stable,
+    Unet,
     conditions,
     guided_denoiser,
     in_order,
@@ -49,7 +50,7 @@ def vector(config: SVDConfig, frames: int) -> Float[Tensor, "frame vector"]:
     return sinusoids(told, SCALAR_WIDTH).flatten().expand(frames, -1)
 
 
-def video_prior(model: Stable, unet: nn.Module, config: SVDConfig, sequences: int) -> VideoPrior:
+def video_prior(model: Stable, unet: Unet, config: SVDConfig, sequences: int) -> VideoPrior:
     """The family's video prior. Camera and seconds are not among what SVD can be told.
 
     SVD takes the given picture for its first frame. Given the last frame it plays backwards: the clip is reversed

@@ -65,7 +65,7 @@ def stock_unet(config: UNetConfig) -> Stock:
     for name, module in unet.named_modules():
         if isinstance(module, nn.GroupNorm) and ".attentions." not in name:
             module.eps = EPSILON
-    return unet
+    return nn.Module.to(unet, "meta")  # its mixing factors are made where they are told not to be
 
 
 class Known(NamedTuple):

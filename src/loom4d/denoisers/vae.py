@@ -54,12 +54,13 @@ def video_vae(config: VAEConfig) -> Stock:
     """SVD's: encoder and temporal decoder, without memory."""
     model = diffusers_module("models.autoencoders.autoencoder_kl_temporal_decoder").AutoencoderKLTemporalDecoder
     with torch.device("meta"):
-        return model(
+        vae = model(
             down_block_types=("DownEncoderBlock2D",) * len(config.widths),
             block_out_channels=config.widths,
             layers_per_block=config.blocks,
             latent_channels=config.channels,
         )
+    return nn.Module.to(vae, "meta")
 
 
 def lone_encoder(config: VAEConfig) -> Stock:

@@ -1,0 +1,166 @@
+"""The full-size family: SVD for rows, SV3D for columns, from the user's own checkpoint files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from loom4d.denoisers import memory, stable, sv3d, svd
+from loom4d.denoisers.family import Family
+from loom4d.denoisers.memory import Plan
+from loom4d.denoisers.stable import Sizes, Stable, Unet
+from loom4d.diffusion.schedules import SIGMA_MAX, SIGMA_MIN
+from loom4d.runs import InputError
+from loom4d.sources.matting import flooded
+
+SVD_FILES = ("svd_xt.safetensors", "svd_xt_1_1.safetensors", "svd_xt", "stable-video-diffusion-img2vid-xt")
+SV3D_FILES = ("sv3d_p.safetensors", "sv3d_p", "sv3d-diffusers")  # a folder has diffusers' layout
+WHITE, COLOUR = 0.03, 0.15  # how far from white a pixel is that is surely background, surely object
+
+Matte = Callable[[Float[Tensor, "b 3 height width"]], Float[Tensor, "b 1 height width"]]
+
+
+@dataclass(frozen=True)
+class FullSizeConfig:
+    """How the checkpoints are run; what they are told."""
+
+    device: str = "cpu"
+    max_memory_gb: float | None = None  # on that device; None takes what is fastest
+    compiled: bool = False  # both UNets by torch.compile, for the shapes they meet
+    svd: svd.SVDConfig = field(default_factory=svd.SVDConfig)
+    sv3d: sv3d.SV3DConfig = field(default_factory=sv3d.SV3DConfig)
+
+
+def keyed(rgb: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b 1 height width"]:
+    """Alpha of pictures on white: a near-white pixel is background where it is connected to the border by such pixels.
+
+    Between `WHITE` and `COLOUR` alpha rises with the distance from white, so outlines stay soft. White parts of the
+    object that touch the background are lost, and white enclosed by the object (under an arm) stays.
+    """
+    distance = 1 - rgb.amin(1)  # (B, H, W)
+    alpha = ((distance - WHITE) / (COLOUR - WHITE)).clamp(0, 1)
+    border = torch.zeros(distance.shape[1:], dtype=torch.bool)
+    border[[0, -1]], border[:, [0, -1]] = True, True
+    behind = torch.stack([flooded(passable, border) for passable in (alpha < 1).cpu()]).to(rgb.device)
+    return torch.where(behind, alpha, 1.0)[:, None]
+
+
+def cut_out(rgb: Float[Tensor, "b 3 height width"], matte: Matte = keyed) -> Float[Tensor, "b 4 height width"]:
+    """Pictures on white as premultiplied RGBA: what is left of a colour once white's share 1 − α is taken out."""
+    alpha = matte(rgb)
+    return torch.cat([torch.minimum((rgb - (1 - alpha)).clamp(min=0), alpha), alpha], 1)
+
+
+def svd_sv3d(folder: Path | None, config: FullSizeConfig | None = None, matte: Matte = keyed) -> Family:
+    """The family from a folder of checkpoints, original files or diffusers' layout.
+
+    Both priors were trained on opaque pictures before white. Their decoded pictures therefore carry no alpha: `matte`
+    finds it. A missing, broken, wrong or misfitting file is an `InputError` of one line.
+    """
+    if folder is None:
+        raise InputError("svd-sv3d needs its files: pass --checkpoints DIR (`loom4d weights list` says where they are)")
+    config = config or FullSizeConfig()
+    sizes = stable.read_sizes(folder)
+    settings = planned(sizes, config)
+    files = [found(folder, names) for names in (SVD_FILES, SV3D_FILES)]  # both, before gigabytes are read
+    video = svd.load_svd(files[0], sizes, settings.dtype)
+    multiview = sv3d.load_sv3d(files[1], sizes, settings.dtype)
+    return family(video, multiview, sizes, settings, config, matte)
+
+
+def planned(sizes: Sizes, config: FullSizeConfig) -> Plan:
+    """The settings for a device and its budget: float32 on the processor, bfloat16 on an accelerator."""
+    dtype = torch.float32 if config.device == "cpu" else torch.bfloat16
+    return memory.plan(sizes, (svd.KIND, sv3d.KIND), dtype, config.max_memory_gb)
+
+
+def found(folder: Path, names: tuple[str, ...]) -> Path:
+    """The first of these files or folders that is there."""
+    for name in names:
+        if (folder / name).exists():
+            return folder / name
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder of checkpoints")
+    raise InputError(f"{folder}: expected {names[0]} there (or {', '.join(names[1:])}); see `loom4d weights list`")
+
+
+def family(
+    video: Stable,
+    multiview: Stable,
+    sizes: Sizes,
+    settings: Plan,
+    config: FullSizeConfig | None = None,
+    matte: Matte = keyed,
+) -> Family:
+    """Two loaded priors as the family that methods talk to."""
+    config = config or FullSizeConfig()
+    shelf = Shelf(torch.device(config.device), (video.unet, multiview.unet) if settings.resident else ())
+    video, multiview = replace(video, fetch=shelf.fetch), replace(multiview, fetch=shelf.fetch)
+    unets = [_fetched(model, config.compiled) for model in (video, multiview)]
+
+    def encode(premultiplied: Float[Tensor, "b 4 height width"]) -> Float[Tensor, "b c h w"]:
+        return stable.encode(video, stable.on_white(premultiplied.float())).to(premultiplied.device)
+
+    def decode(latents: Float[Tensor, "clip picture c h w"]) -> Float[Tensor, "clip picture 4 height width"]:
+        # A clip of one picture has no time: it is decoded as SV3D's own. Clips leave the device one by one.
+        model = multiview if latents.shape[1] == 1 else video
+        shelf.clear()
+        clips = [cut_out(stable.decode(model, clip, settings.window), matte).to(latents.device) for clip in latents]
+        return torch.stack(clips)
+
+    side = memory.latent_side(sizes)
+    return Family(
+        name="svd-sv3d",
+        resolution=sizes.resolution,
+        latent_shape=(sizes.unet.channels, side, side),
+        views=sizes.views,
+        frames=sizes.frames,
+        sigma_min=SIGMA_MIN,
+        sigma_max=SIGMA_MAX,
+        encode=encode,
+        decode=decode,
+        video=svd.video_prior(video, unets[0], config.svd, settings.sequences),
+        multiview=sv3d.multiview_prior(multiview, unets[1], config.sv3d, settings.sequences),
+    )
+
+
+def _fetched(model: Stable, compiled: bool) -> Unet:
+    """The model's UNet, brought to the device at each call (at once where it is there already)."""
+    run = torch.compile(model.unet, dynamic=False) if compiled else model.unet
+
+    def unet(*inputs) -> Tensor:
+        model.fetch(model.unet)
+        return run(*inputs)
+
+    return unet
+
+
+class Shelf:
+    """Keeps networks in main memory and brings one to the device when it is used; those of `staying` stay there."""
+
+    def __init__(self, device: torch.device, staying: tuple[nn.Module, ...]):
+        self.device = device
+        self.staying = staying
+        self.there: list[nn.Module] = []
+
+    def fetch(self, network: nn.Module) -> nn.Module:
+        if self.device.type == "cpu" or any(network is one for one in self.there):
+            return network
+        for other in [one for one in self.there if not any(one is kept for kept in self.staying)]:
+            self._back(other)
+        self.there.append(nn.Module.to(network, self.device))
+        return network
+
+    def clear(self) -> None:
+        """Everything back to main memory: what comes next has the device to itself."""
+        for network in list(self.there):
+            self._back(network)
+
+    def _back(self, network: nn.Module) -> None:
+        nn.Module.to(network, "cpu")
+        self.there = [one for one in self.there if one is not network]
