@@ -115,11 +115,9 @@ def check(name: str, folder: Path, checksum: bool = False) -> Status:
     except InputError as error:
         return Status(name, "broken", str(error))
     if wanted.tensors is not None and len(file.shapes) != wanted.tensors:
-X
+        return Status(name, "other", f"{path}: {len(file.shapes)} tensors, expected {wanted.tensors}; another model?")
     if wanted.bytes is not None and size != wanted.bytes:
-        return Status(
-            name, "other", f"{path}: {size:,} bytes, expected {wanted.bytes:,}; another precision or version?"
-        )
+        return Status(name, "other", f"{path}: {size:,} bytes, expected {wanted.bytes:,}; another precision?")
     digest = sha256(path) if checksum else None
     if digest is not None and wanted.sha256 not in (None, digest):
         return Status(name, "broken", f"{path}: SHA-256 {digest}, expected {wanted.sha256}; fetch it again", digest)
