@@ -78,11 +78,13 @@ def test_clips_have_the_axes_that_priors_expect():
 # --- composition ---
 
 
+@settings(deadline=None, max_examples=30)
 @given(share=SHARES, sigma=SIGMAS)
 def test_equal_denoisers_compose_to_themselves(share, sigma):
     assert torch.equal(composed(around, around, lambda _: share)(grid(), sigma), around(grid(), sigma))
 
 
+@settings(deadline=None, max_examples=30)
 @given(share=SHARES, sigma=SIGMAS)
 def test_composition_is_the_weighted_mean(share, sigma):
     expected = share * around(grid(), sigma) + (1 - share) * along(grid(), sigma)
@@ -133,6 +135,7 @@ def test_an_observer_sees_the_disagreement_of_each_cell():
     assert torch.equal(disagreement(grid(), grid()), torch.zeros(VIEWS, FRAMES, dtype=torch.float64))
 
 
+@settings(deadline=None, max_examples=30)
 @given(gamma=st.floats(-1, 1), sigma=SIGMAS)
 def test_the_corrected_even_blend_is_the_partial_sum_of_scores(gamma, sigma):
     x, cell = grid(), lambda x, sigma: x.tanh()
@@ -217,6 +220,7 @@ def test_trust_and_total_weight_of_every_view():
 
 
 @pytest.mark.parametrize("shape", WEIGHTS)
+@settings(deadline=None, max_examples=30)
 @given(t=st.floats(0, 1), later=st.floats(0, 1), low=st.floats(0, 0.5), high=st.floats(0.5, 1))
 def test_every_weight_falls_within_its_range(shape, t, later, low, high):
     curve = Curve(shape, high, low)
@@ -229,6 +233,7 @@ def test_an_unknown_weight_names_the_known_ones():
         Curve("quadratic")(0.5)
 
 
+@settings(deadline=None, max_examples=30)
 @given(steps=st.integers(2, 60), pick=st.floats(0, 1), between=st.floats(0, 1))
 def test_progress_counts_steps_and_is_linear_in_the_logarithm_between(steps, pick, between):
     sigmas = karras(steps)
@@ -280,7 +285,7 @@ def shrink(c, exponent, high, low):
 OVER_VIEWS, OVER_TIME = covariance(VIEWS, 2.0), covariance(FRAMES, 3.0)
 
 
-@settings(max_examples=8)
+@settings(deadline=None, max_examples=8)
 @given(share=st.floats(0, 1))
 def test_a_composed_trajectory_has_its_closed_form(share):
     denoise = composed(columns(exact(OVER_VIEWS)), rows(exact(OVER_TIME)), lambda _: share, negligible=0.0)

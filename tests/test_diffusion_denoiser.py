@@ -34,6 +34,7 @@ def sigma_of(label):
     return torch.exp(4 * label)
 
 
+@settings(deadline=None, max_examples=30)
 @given(sigma=SIGMAS)
 def test_an_exact_velocity_network_gives_the_exact_denoiser(sigma):
     def velocity(scaled, label):  # v = (noise − σ · clean)/√(1+σ²) at unit total variance, given x
@@ -46,6 +47,7 @@ def test_an_exact_velocity_network_gives_the_exact_denoiser(sigma):
     assert_close(from_velocity(velocity)(x, sigma), gaussian(x, sigma), rtol=1e-9, atol=1e-10)
 
 
+@settings(deadline=None, max_examples=30)
 @given(sigma=SIGMAS, sigma_data=st.floats(0.2, 5))
 def test_an_exact_edm_network_gives_the_exact_denoiser(sigma, sigma_data):
     def network(scaled, label):  # EDM, Equation 8: what the loss makes of F
@@ -57,6 +59,7 @@ def test_an_exact_edm_network_gives_the_exact_denoiser(sigma, sigma_data):
     assert_close(from_edm(network, sigma_data)(x, sigma), gaussian(x, sigma), rtol=1e-9, atol=1e-10)
 
 
+@settings(deadline=None, max_examples=30)
 @given(sigma=SIGMAS)
 def test_an_exact_noise_network_gives_the_exact_denoiser(sigma):
     def epsilon(scaled, label):
@@ -103,6 +106,7 @@ def test_discrete_labels_count_the_ladder_and_are_linear_in_the_logarithm_betwee
     assert label(ladder[-1] * 10) == 999
 
 
+@settings(deadline=None, max_examples=30)
 @given(clips=st.integers(1, 7), size=st.integers(1, 9))
 def test_chunks_change_nothing(clips, size):
     x = torch.linspace(-1, 1, clips * 6).reshape(clips, 2, 3)
@@ -130,7 +134,7 @@ def test_an_empty_chunk_is_refused():
         chunked(gaussian, 0)
 
 
-@settings(max_examples=20)
+@settings(deadline=None, max_examples=20)
 @given(seed=st.integers(0, 2**32 - 1), views=st.integers(1, 4), frames=st.integers(1, 4))
 def test_noise_of_a_grid_is_the_noise_of_its_cells(seed, views, frames):
     grid = grid_noise(seed, views, frames, (2, 3, 3))

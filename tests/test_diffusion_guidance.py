@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
@@ -25,11 +25,13 @@ def never(x, sigma):
     raise AssertionError("this denoiser must not be evaluated")
 
 
+@settings(deadline=None, max_examples=30)
 @given(scale=st.floats(0, 10), sigma=st.floats(0.01, 80))
 def test_guidance_between_equal_denoisers_is_no_guidance(scale, sigma):
     assert torch.equal(guided(strong, strong, scale)(X, sigma), strong(X, sigma))
 
 
+@settings(deadline=None, max_examples=30)
 @given(scale=st.floats(0, 10).filter(lambda scale: scale != 1), sigma=st.floats(0.01, 80))
 def test_guidance_extrapolates_from_the_unconditional_estimate(scale, sigma):
     assert_close(guided(strong, weak, scale)(X, sigma), torch.lerp(weak(X, sigma), strong(X, sigma), scale))
@@ -53,6 +55,7 @@ def test_a_curve_guides_each_picture_by_its_own_scale():
         assert_close(together[:, picture : picture + 1], alone)
 
 
+@settings(deadline=None, max_examples=30)
 @given(sigma=st.floats(0.01, 80))
 def test_guidance_acts_inside_its_interval_only(sigma):
     inside = 0.3 <= sigma <= 5
@@ -60,6 +63,7 @@ def test_guidance_acts_inside_its_interval_only(sigma):
     assert torch.equal(result, guided(strong, weak, 2.5)(X, sigma) if inside else strong(X, sigma))
 
 
+@settings(deadline=None, max_examples=30)
 @given(scale=st.floats(0, 10).filter(lambda scale: scale != 1), sigma=st.floats(0.01, 80))
 def test_both_halves_in_one_call_are_the_same_guidance(scale, sigma):
     def pair(x, sigma):

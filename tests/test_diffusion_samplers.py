@@ -66,6 +66,7 @@ def test_every_sampler_draws_the_data_from_noise(name):
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
+@settings(deadline=None, max_examples=30)
 @given(target=st.floats(-5, 5), steps=st.integers(1, 12))
 def test_every_sampler_ends_exactly_in_a_constant_estimate(name, target, steps):
     x = torch.linspace(-3, 3, 7)
@@ -172,7 +173,7 @@ def clipwise(x, sigma):
 
 
 @pytest.mark.parametrize(("sampler", "renoising"), CONFIGURATIONS)
-@settings(max_examples=5)
+@settings(deadline=None, max_examples=5)
 @given(stop=st.integers(0, 9))
 def test_a_trajectory_resumes_from_any_state_bit_for_bit(sampler, renoising, stop):
     sigmas, sampling = karras(10), Sampling(sampler, renoising, seed=3)

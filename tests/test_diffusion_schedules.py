@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
@@ -28,6 +28,7 @@ def test_aligned_steps_at_twenty_are_geometric_means_in_between():
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
+@settings(deadline=None, max_examples=30)
 @given(steps=st.integers(2, 80), sigma_min=st.floats(0.001, 0.1), sigma_max=st.floats(1, 700))
 def test_every_schedule_falls_from_sigma_max_to_zero(name, steps, sigma_min, sigma_max):
     sigmas = schedule(name, steps, sigma_min, sigma_max)
