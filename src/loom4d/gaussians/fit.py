@@ -18,6 +18,7 @@ from torch import Tensor
 from loom4d.cameras import Cameras, cells, orbit
 from loom4d.gaussians import losses
 from loom4d.gaussians.asset import render
+from loom4d.gaussians.flow import moving
 from loom4d.gaussians.initial import ball_cloud, hull_cloud, seen_region
 from loom4d.gaussians.motion import MOTIONS, DynamicGaussians
 from loom4d.gaussians.rasterize import RasterOptions, default_backend, rasterize
@@ -174,7 +175,7 @@ def initial_state(grid: ImageGrid, config: FitConfig) -> FitState:
         raise ValueError(f"unknown motion {config.motion!r}; choose one of {', '.join(MOTIONS)}")
     generator = torch.Generator().manual_seed(config.seed)
     cloud = hull_cloud(grid, config.count, config.hull_resolution, generator)
-    cloud = cloud or ball_cloud(grid, config.count, generator)
+    cloud = ball_cloud(grid, config.count, generator) if cloud is None else moving(cloud, generator)
     asset = MOTIONS[config.motion].initial(cloud, grid.times)
     tensors = {name: tensor.detach().clone() for name, tensor in asset.tensors().items()}
     zeros = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}

@@ -23,6 +23,7 @@ class Cloud:
     means: Float[Tensor, "point 3"]
     times: Float[Tensor, " point"]  # seconds
     rgb: Float[Tensor, "point 3"]
+    velocities: Float[Tensor, "point 3"]  # world units per second
     spacing: float  # typical distance between neighbours of the same moment
 
 
@@ -115,7 +116,8 @@ def hull_cloud(grid: ImageGrid, count: int, resolution: int, generator: torch.Ge
     if not means:
         return None
     spacing = math.sqrt(sum(areas) / len(areas) * grid.frames / count)
-    return Cloud(torch.cat(means), torch.cat(times), torch.cat(colours), spacing)
+    places = torch.cat(means)
+    return Cloud(places, torch.cat(times), torch.cat(colours), torch.zeros_like(places), spacing)
 
 
 def _touches_outside(inside: Bool[Tensor, " voxel"], resolution: int) -> Bool[Tensor, " voxel"]:
@@ -150,4 +152,5 @@ def ball_cloud(grid: ImageGrid, count: int, generator: torch.Generator) -> Cloud
     radii = 0.7 * region.half * torch.rand(count, 1, generator=generator) ** (1 / 3)
     times = grid.times[0] + torch.rand(count, generator=generator) * (grid.times[-1] - grid.times[0])
     spacing = 1.4 * region.half * (grid.frames / count) ** (1 / 3)
-    return Cloud(region.centre + directions * radii, times, torch.full((count, 3), 0.5), spacing)
+    means, grey = region.centre + directions * radii, torch.full((count, 3), 0.5)
+    return Cloud(means, times, grey, torch.zeros(count, 3), spacing)

@@ -40,18 +40,18 @@ class Spacetime:
 
     @staticmethod
     def initial(cloud: Cloud, times: Float[Tensor, " frame"]) -> Spacetime:
-        """One Gaussian per point, at rest, round, half transparent, and lasting `LASTS` frames to either side."""
+        """One Gaussian per point, moving as it does: round, half transparent, lasting `LASTS` frames to either side."""
         count = len(cloud.means)
         start, end = float(times[0]), float(times[-1])
         unit = (end - start or 1.0) / max(len(times) - 1, 1)  # so that velocities are small numbers
-        identity = torch.tensor([1.0, 0.0, 0.0, 0.0]).expand(count, 4)
+        left, right = tilted(cloud.velocities * unit)
         return Spacetime(
             means=cloud.means,
             times=(cloud.times - start) / unit,
             log_scales=torch.full((count, 3), math.log(ROUND * cloud.spacing)),
             log_durations=torch.full((count,), math.log(LASTS)),
-            left=identity,
-            right=identity,
+            left=left,
+            right=right,
             opacity_logits=torch.full((count,), 0.0),
             colours=sh_of(cloud.rgb)[:, None],
             start=start,
@@ -134,6 +134,19 @@ class Spacetime:
         orders = torch.arange(harmonics).to(delta)
         waves = torch.cos(2 * math.pi / whole * delta[..., None] * orders)  # (B, N, n)
         return torch.einsum("bpn,pnkc->bpkc", waves, self.colours)
+
+
+def tilted(
+    velocities: Float[Tensor, "point 3"],
+) -> tuple[Float[Tensor, "point 4"], Float[Tensor, "point 4"]]:
+    """Quaternions of the rotation that turns the time axis along (v, 1) and leaves what is orthogonal to both alone.
+
+    A Gaussian much longer along that axis than across moves with v world units per unit of time.
+    """
+    whole = torch.cat([torch.ones_like(velocities[:, :1]), velocities.flip(-1)], 1)  # over (t, z, y, x)
+    axis = torch.nn.functional.normalize(whole, dim=-1)
+    root = torch.nn.functional.normalize(axis + torch.tensor([1.0, 0.0, 0.0, 0.0]).to(axis), dim=-1)
+    return root, root * torch.tensor([1.0, -1.0, -1.0, -1.0]).to(root)  # root times root is the axis
 
 
 def rotations4(left: Float[Tensor, "*batch 4"], right: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 4 4"]:
