@@ -98,7 +98,15 @@ def generate(
         seed: Another seed, another asset; the same seed, the same bytes on this machine.
     """
     config = pipeline.GenerateConfig(
-        method, preset, priors, checkpoints, seed, source, replace(imagining, seed=seed), fitting, orbit
+        method=method,
+        preset=preset,
+        priors=priors,
+        checkpoints=checkpoints,
+        seed=seed,
+        source=source,
+        imagining=replace(imagining, seed=seed),
+        fitting=replace(fitting, seed=seed),
+        orbit=orbit,
     )
     with Show() as show:
         pipeline.generate(input, out, config, show)
@@ -152,6 +160,7 @@ def train(
     minutes: float = float("inf"),
     weights: Path | None = None,
     size: Literal["full", "tiny"] = "full",
+    device: Literal["cpu", "cuda"] = "cpu",
 ) -> None:
     """Train one of the built-in networks by its recipe; calling again goes on from the last checkpoint.
 
@@ -162,12 +171,13 @@ def train(
         minutes: Stop after so long, with a checkpoint.
         weights: Folder with the family's other weight files, and the weights to start from.
         size: tiny is the whole recipe in seconds, to try it.
+        device: Where the network is trained.
     """
     if recipe not in RECIPES:
         raise InputError(f"unknown recipe {recipe!r}; choose one of {', '.join(RECIPES)}")
     chosen = tiny(RECIPES[recipe]) if size == "tiny" else RECIPES[recipe]
     with Show() as show:
-        path = result_of(run_recipe(chosen, out, data or default_folder(), minutes, weights), show)
+        path = result_of(run_recipe(chosen, out, data or default_folder(), minutes, weights, device), show)
     console.print(f"wrote {path}")
 
 

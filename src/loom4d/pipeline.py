@@ -13,12 +13,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from loom4d import native
 from loom4d.denoisers import DENOISERS, Family
 from loom4d.evaluation.scores import foreground_psnr
 from loom4d.export.video import OrbitOptions, write_orbit
 from loom4d.gaussians.asset import load_asset, render, save_asset
-from loom4d.gaussians.fit import FitConfig, balanced, fit
+from loom4d.gaussians.fit import FitConfig, FitState, balanced, fit
 from loom4d.gaussians.motion import DynamicGaussians
 from loom4d.gaussians.rasterize import default_backend
 from loom4d.grid import ImageGrid, contact_sheet, load_grid, save_grid
@@ -43,6 +45,7 @@ class GenerateConfig:
     source: SourceConfig = field(default_factory=lambda: SourceConfig(fill=0.75, elevation_deg=5.0))
     imagining: Any = None  # the method's configuration; None is the preset's
     fitting: FitConfig = field(default_factory=balanced)
+    given_trust: float = 3.0  # how much more the fit trusts a given picture than a generated one
     orbit: OrbitOptions = field(default_factory=OrbitOptions)
 
 
@@ -174,7 +177,15 @@ def _fit(grid: ImageGrid, given: ImageGrid, config: GenerateConfig, run: Run) ->
         backend = default_backend()
         if native.load() is None:
             yield Event("fit", "note", "no native kernels (no C++ compiler found): the slower tensor path is used")
-        asset = yield from fit(grid, config.fitting, run)
+        saved = run.load_state("fit")
+        resume = None if saved is None else FitState(saved[1]["step"], saved[0], saved[1]["motion"])
+
+        def keep(state: FitState) -> None:
+            run.save_state("fit", state.tensors, step=state.step, motion=state.motion)
+
+        trust = torch.ones(grid.views, grid.frames)
+        trust[: given.views, : given.frames] = config.given_trust
+        asset = yield from fit(grid, config.fitting, trust, resume=resume, on_state=keep)
         save_asset(asset, run.path / "asset.safetensors")
         shown = render(asset, grid.cameras, grid.times, *grid.size)
         psnr = foreground_psnr(shown, grid)

@@ -29,7 +29,7 @@ class LoopConfig:
     seed: int = 0
     checkpoint_seconds: float = 240.0
     preview_steps: int = 500
-    compiled: bool = False  # pays from a few hundred steps on; needs a C++ compiler
+    compiled: bool = False  # pays from a few hundred steps on; needs a C++ compiler (or a GPU)
     bf16: bool = True
 
 
@@ -69,6 +69,7 @@ class Trainer:
 
     def __init__(self, task: Task, config: LoopConfig, folder: Path):
         self.task, self.config, self.folder, self.step = task, config, folder, 0
+        self.device = next(task.network.parameters()).device
         self.optimizers = optimizers(task.network, config.learning_rate)
         self.average = {name: value.detach().clone() for name, value in task.network.state_dict().items()}
 
@@ -91,7 +92,7 @@ class Trainer:
             if facts["loop"][key] != asdict(self.config)[key]:
                 raise InputError(f"{file} was trained with {key} {facts['loop'][key]}; give another folder")
         self.task.network.load_state_dict(_under(tensors, "network"), strict=True)
-        self.average = _under(tensors, "average")
+        self.average = {name: value.to(self.device) for name, value in _under(tensors, "average").items()}
         for index, optimizer in enumerate(self.optimizers):
             state: dict[int, dict[str, Tensor]] = {}
             for name, value in _under(tensors, f"optimizer.{index}").items():
@@ -104,7 +105,7 @@ class Trainer:
 
     def update(self, call: Callable) -> float:
         """One optimiser step; randomness depends on (seed, step) alone."""
-        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.step)
+        generator = torch.Generator(self.device).manual_seed(self.config.seed * 1_000_003 + self.step)
         loss = self.task.loss(call, generator)
         if not torch.isfinite(loss):
             raise FloatingPointError(f"loss is {loss.item()} at step {self.step}; the last checkpoint is intact")
@@ -154,7 +155,7 @@ def train(task: Task, config: LoopConfig, folder: Path, minutes: float = math.in
     network = torch.compile(task.network) if config.compiled else task.network
 
     def call(*arguments):
-        with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
+        with torch.autocast(trainer.device.type, torch.bfloat16, enabled=config.bf16):
             return network(*arguments)
 
     begun = saved = time.monotonic()

@@ -45,16 +45,20 @@ class AutoencoderTask:
     def loss(self, call: Callable, generator: torch.Generator) -> Tensor:
         pictures = some_pictures(self.shards, self.batch, generator)
         cells = (self.batch, self.autoencoder.config.channels, pictures.shape[-2] // 8, pictures.shape[-1] // 8)
-        decoded, codes = call(pictures, torch.randn(cells, generator=generator))
+        noise = torch.randn(cells, generator=generator, device=generator.device)
+        decoded, codes = call(pictures, noise)
         error = decoded.float() - pictures
-        colour = torch.einsum("ij,bjhw->bihw", LUMA_CHROMA * 1.5, error[:, :3])
+        colour = torch.einsum("ij,bjhw->bihw", 1.5 * LUMA_CHROMA.to(error), error[:, :3])
         inside = 0.2 + torch.nn.functional.max_pool2d(pictures[:, 3:], 5, 1, 2)  # the object and its rim
         squared = (inside * torch.cat([colour, error[:, 3:]], 1).square()).mean()
         absolute = (inside * error.abs()).mean()
         return 10 * squared + absolute + 1e-4 * codes.float().square().mean()
 
+    def _generator(self, seed: int) -> torch.Generator:
+        return torch.Generator(self.autoencoder.latent_mean.device).manual_seed(seed)
+
     def _pairs(self, count: int) -> tuple[Tensor, Tensor]:
-        truth = some_pictures(self.held_out, count, torch.Generator().manual_seed(1))
+        truth = some_pictures(self.held_out, count, self._generator(1))
         with torch.inference_mode():
             return truth, self.autoencoder.decode(self.autoencoder.encode(truth)).clamp(0, 1)
 
@@ -70,7 +74,7 @@ class AutoencoderTask:
 
     def finish(self) -> None:
         """Fixes the normalisation: latents of the training pictures get zero mean and unit variance per channel."""
-        pictures = some_pictures(self.shards, 1024, torch.Generator().manual_seed(2))
+        pictures = some_pictures(self.shards, 1024, self._generator(2))
         with torch.inference_mode():
             codes = torch.cat([self.autoencoder.encoder(part * 2 - 1) for part in pictures.split(128)])
         self.autoencoder.latent_mean.copy_(reduce(codes, "b c h w -> c 1 1", "mean"))
@@ -92,8 +96,10 @@ class Roundtrip(nn.Module):
 def some_pictures(shards: Shards, count: int, generator: torch.Generator) -> Float[Tensor, "b 4 h w"]:
     """Pictures of random objects at random views and frames."""
     views, frames = shards.pictures[0].shape[1:3]
-    chosen = torch.rand(count, 3, generator=generator) * torch.tensor([shards.grids, views, frames])
-    return torch.stack([shards.premultiplied(grid, view, frame) for grid, view, frame in chosen.long().tolist()])
+    chosen = torch.rand(count, 3, generator=generator, device=generator.device).cpu()
+    chosen = (chosen * torch.tensor([shards.grids, views, frames])).long()
+    pictures = torch.stack([shards.premultiplied(grid, view, frame) for grid, view, frame in chosen.tolist()])
+    return pictures.to(generator.device)
 
 
 def mosaic(pictures: Float[Tensor, "row column 3 h w"], zoom: int = 2) -> Image.Image:
@@ -121,24 +127,28 @@ class LatentGrids:
     elevations_deg: Float[Tensor, " grid"]
     seconds: float = 1.0
 
+    def to(self, device: torch.device) -> LatentGrids:
+        return LatentGrids(self.latents.to(device), self.elevations_deg.to(device), self.seconds)
+
     def videos(self, grids: Int[Tensor, " b"], views: Int[Tensor, " b"], given: Int[Tensor, " b"]) -> Clips:
         """One camera over time, conditioned on frame `given`."""
         latents = self.latents[grids, views].float()
         clips, frames = latents.shape[:2]
-        instants = torch.arange(frames) * self.seconds / max(frames - 1, 1)
+        instants = torch.arange(frames, device=grids.device) * self.seconds / max(frames - 1, 1)
         times = instants - instants[given][:, None]
-        picture = latents[torch.arange(clips), given]
+        picture = latents[torch.arange(clips, device=grids.device), given]
         elevations = repeat(self.elevations_deg[grids], "b -> b p", p=frames)
-        return Clips(latents, ClipCondition(picture, torch.zeros(clips, frames), elevations, times))
+        return Clips(latents, ClipCondition(picture, torch.zeros_like(times), elevations, times))
 
     def orbits(self, grids: Int[Tensor, " b"], frames: Int[Tensor, " b"], given: Int[Tensor, " b"]) -> Clips:
         """All cameras at one instant, rolled so that the given view comes first."""
         views = self.latents.shape[1]
-        order = (given[:, None] + torch.arange(views)) % views  # (B, V)
+        places = torch.arange(views, device=grids.device)
+        order = (given[:, None] + places) % views  # (B, V)
         latents = self.latents[grids[:, None], order, frames[:, None]].float()
-        azimuths = repeat(torch.arange(views) * 360.0 / views, "p -> b p", b=len(grids))
+        azimuths = repeat(places * 360.0 / views, "p -> b p", b=len(grids))
         elevations = repeat(self.elevations_deg[grids], "b -> b p", p=views)
-        condition = ClipCondition(latents[:, 0], azimuths, elevations, torch.zeros(len(grids), views))
+        condition = ClipCondition(latents[:, 0], azimuths, elevations, torch.zeros_like(azimuths))
         return Clips(latents, condition)
 
 
@@ -162,33 +172,37 @@ class PriorTask:
 
     def loss(self, call: Callable, generator: torch.Generator) -> Tensor:
         clips = some_clips(self.train, self.batch, generator)
-        kept = torch.rand(self.batch, generator=generator) > 0.1
+        kept = torch.rand(self.batch, generator=generator, device=generator.device) > 0.1
         # the given picture may itself be generated when sampling: teach tolerance to small errors in it
         picture = clips.condition.picture
-        smudged = picture + 0.05 * torch.randn(picture.shape, generator=generator)
+        smudged = picture + 0.05 * torch.randn(picture.shape, generator=generator, device=generator.device)
         condition = ClipCondition(
             smudged, clips.condition.azimuths_deg, clips.condition.elevations_deg, clips.condition.times
         )
         return velocity_error(call, clips.latents, condition, kept, generator).mean()
 
+    def _generator(self, seed: int) -> torch.Generator:
+        return torch.Generator(self.train.latents.device).manual_seed(seed)
+
     def scores(self) -> dict[str, float]:
         """Velocity error on held-out clips with fixed noise: over time, over views."""
-        generator = torch.Generator().manual_seed(3)
+        generator = self._generator(3)
         result = {}
         for kind, share in (("video", 1.0), ("multiview", 0.0)):
             clips = some_clips(self.held_out, 48, generator, video_share=share)
-            kept = torch.ones(48, dtype=torch.bool)
-            with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            kept = torch.ones(48, dtype=torch.bool, device=generator.device)
+            with torch.inference_mode(), torch.autocast(generator.device.type, torch.bfloat16):
                 error = velocity_error(self.prior, clips.latents, clips.condition, kept, generator)
             result[kind] = round(error.mean().item(), 5)
         return result
 
     def preview(self) -> Image.Image:
         """Four orbits and four videos of held-out objects, drawn in 20 steps: truth above, drawn below."""
-        generator = torch.Generator().manual_seed(4)
+        generator = self._generator(4)
         clips = joined(some_clips(self.held_out, 4, generator, 0.0), some_clips(self.held_out, 4, generator, 1.0))
         with torch.inference_mode():
-            drawn = draw(self.prior, clips.condition, torch.randn(clips.latents.shape, generator=generator))
+            noise = torch.randn(clips.latents.shape, generator=generator, device=generator.device)
+            drawn = draw(self.prior, clips.condition, noise)
             both = rearrange([clips.latents, drawn], "two b p c h w -> (b two p) c h w")
             pictures = on_white(self.decoder.decode(both))
         return mosaic(rearrange(pictures, "(b two p) c h w -> (b two) p c h w", b=len(drawn), two=2))
@@ -200,19 +214,19 @@ def draw(prior: SmallPrior, condition: ClipCondition, noise: Tensor, steps: int 
         from_velocity(bound(prior, condition, kept=True)), from_velocity(bound(prior, condition, kept=False)), scale
     )
     sigmas = karras(steps, 0.02, 80.0)
-    with torch.autocast("cpu", torch.bfloat16):
-        return euler(denoise, noise * sigmas[0], sigmas)
+    with torch.autocast(noise.device.type, torch.bfloat16):
+        return euler(denoise, noise * sigmas[0].item(), sigmas)
 
 
 def some_clips(grids: LatentGrids, count: int, generator: torch.Generator, video_share: float = 0.4) -> Clips:
     """Random clips: `video_share` of them over time (mostly given their first frame), the rest over views."""
 
     def any_of(limit: int, size: int) -> Tensor:
-        return torch.randint(limit, (size,), generator=generator)
+        return torch.randint(limit, (size,), generator=generator, device=generator.device)
 
     total, views, frames = grids.latents.shape[:3]
     videos = round(count * video_share)
-    first = torch.rand(videos, generator=generator) < 0.8
+    first = torch.rand(videos, generator=generator, device=generator.device) < 0.8
     over_time = grids.videos(
         any_of(total, videos), any_of(views, videos), torch.where(first, 0, any_of(frames, videos))
     )
@@ -225,8 +239,9 @@ def velocity_error(
     call: Callable, clean: Tensor, condition: ClipCondition, kept: Tensor, generator: torch.Generator
 ) -> Float[Tensor, " b"]:
     """Mean squared velocity error per clip at ln σ ~ N(0.4, 1.6), one σ per clip."""
-    sigma = (0.4 + 1.6 * torch.randn(len(clean), generator=generator)).exp().clamp(0.01, 100)
-    noise = torch.randn(clean.shape, generator=generator)
+    drawn = torch.randn(len(clean), generator=generator, device=generator.device)
+    sigma = (0.4 + 1.6 * drawn).exp().clamp(0.01, 100)
+    noise = torch.randn(clean.shape, generator=generator, device=generator.device)
     wide = sigma[:, None, None, None, None]
     unit = (1 + wide**2) ** -0.5
     velocity = call(unit * (clean + wide * noise), sigma.log() / 4, condition, kept)

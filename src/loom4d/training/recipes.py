@@ -74,12 +74,17 @@ def shards_of(data: DataConfig, folder: Path) -> Work[tuple[Shards, Shards]]:
         where = folder / f"{split}_{data.views}x{data.frames}x{data.resolution}"
         config = ShardConfig(where, grids, split, data.views, data.frames, data.resolution, data.workers)
         yield from make_shards(config)
-        found.append(open_shards(where))
+        found.append(open_shards(where, grids))
     return found[0], found[1]
 
 
 def run_recipe(
-    recipe: Recipe, out: Path, data: Path, minutes: float = math.inf, weights: Path | None = None
+    recipe: Recipe,
+    out: Path,
+    data: Path,
+    minutes: float = math.inf,
+    weights: Path | None = None,
+    device: str = "cpu",
 ) -> Work[Path]:
     """Trains one recipe in `out` (resumable) with data in `data`, writes the weight file there and returns its path.
 
@@ -89,12 +94,14 @@ def run_recipe(
     shards = yield from shards_of(recipe.data, data)
     torch.manual_seed(recipe.loop.seed)
     if isinstance(recipe, AutoencoderRecipe):
-        return (yield from _autoencoder(recipe, out, shards, minutes))
-    return (yield from _prior(recipe, out, shards, data, minutes, weights))
+        return (yield from _autoencoder(recipe, out, shards, minutes, device))
+    return (yield from _prior(recipe, out, shards, data, minutes, weights, device))
 
 
-def _autoencoder(recipe: AutoencoderRecipe, out: Path, shards: tuple[Shards, Shards], minutes: float) -> Work[Path]:
-    task = AutoencoderTask(Autoencoder(recipe.network), *shards, recipe.batch, recipe.noise)
+def _autoencoder(
+    recipe: AutoencoderRecipe, out: Path, shards: tuple[Shards, Shards], minutes: float, device: str
+) -> Work[Path]:
+    task = AutoencoderTask(Autoencoder(recipe.network).to(device), *shards, recipe.batch, recipe.noise)
     trainer = yield from train(task, recipe.loop, out, minutes)
     with trainer.averaged():
         task.finish()
@@ -106,15 +113,22 @@ def _autoencoder(recipe: AutoencoderRecipe, out: Path, shards: tuple[Shards, Sha
 
 
 def _prior(
-    recipe: PriorRecipe, out: Path, shards: tuple[Shards, Shards], data: Path, minutes: float, weights: Path | None
+    recipe: PriorRecipe,
+    out: Path,
+    shards: tuple[Shards, Shards],
+    data: Path,
+    minutes: float,
+    weights: Path | None,
+    device: str,
 ) -> Work[Path]:
     autoencoder, facts = load_autoencoder(weights)
+    autoencoder.to(device)
     grids = []
     for split, part in zip(("train", "valid"), shards, strict=True):
         file = data / f"latents_{split}_{part.grids}_{facts['sha256'][:12]}.npy"
         latents = yield from encode_shards(autoencoder, part, file)
-        grids.append(LatentGrids(latents, part.elevations_deg))
-    network = SmallPrior(recipe.network)
+        grids.append(LatentGrids(latents, part.elevations_deg).to(torch.device(device)))
+    network = SmallPrior(recipe.network).to(device)
     if weights is not None and (weights / PRIOR).exists() and not (out / "checkpoint.safetensors").exists():
         network.load_state_dict(load_prior(weights)[0].state_dict())
         yield Event("train", "note", f"starting from {weights / PRIOR}")

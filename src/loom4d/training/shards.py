@@ -82,8 +82,10 @@ class Shards:
         return torch.from_numpy(np.array(array)).float() / 255  # a copy: the map itself is read-only
 
 
-def open_shards(folder: Path) -> Shards:
+def open_shards(folder: Path, grids: int | None = None) -> Shards:
+    """The shards of a folder, or as many of them as hold `grids` grids."""
     facts = sorted(folder.glob("facts_*.json"))
+    facts = facts if grids is None else facts[: -(-grids // GRIDS_PER_SHARD)]
     if not facts:
         raise InputError(f"{folder} holds no training shards; make them with `loom4d train shards --data {folder}`")
     elevations = [angle for file in facts for angle in json.loads(file.read_text())["elevations_deg"]]
@@ -95,13 +97,13 @@ def encode_shards(autoencoder: Autoencoder, shards: Shards, file: Path) -> Work[
     """Latents (float16, computed in bfloat16) of every picture, kept in `file` so that later runs read them instead."""
     if file.exists():
         return torch.from_numpy(np.load(file))
-    parts = []
+    parts, device = [], autoencoder.latent_mean.device
     for index, shard in enumerate(shards.pictures):
         grids = []
         for grid in shard:
             flat = torch.from_numpy(rearrange(np.array(grid), "view frame c h w -> (view frame) c h w")).float() / 255
-            with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-                latents = autoencoder.encode(flat)
+            with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16):
+                latents = autoencoder.encode(flat.to(device)).cpu()
             grids.append(rearrange(latents.half(), "(view frame) c h w -> view frame c h w", view=grid.shape[0]))
         parts.append(torch.stack(grids))
         yield Event("latents", "progress", "encoding pictures", index + 1, len(shards.pictures))
