@@ -12,6 +12,7 @@ from torch import Tensor
 from loom4d.cameras import Cameras, orbit, turntable
 from loom4d.grid import ImageGrid, straight
 from loom4d.runs import Event, InputError, Work
+from loom4d.sources.assets import asset_grid, is_asset
 from loom4d.sources.files import Clip, read
 from loom4d.sources.matting import matte
 
@@ -29,6 +30,8 @@ class Config:
     fps: float = 24.0  # of a folder of frames
     fill: float = 0.85  # share of the picture that the object's longer side takes, over the whole clip
     elevation_deg: float = 0.0  # of the camera that took the input, above the object
+    views: int = 8  # of a 3D model, around it
+    clip: str | None = None  # of a 3D model: which of its animations; None takes the first
 
 
 @dataclass(frozen=True)
@@ -43,15 +46,19 @@ class Crop:
 def load(path: Path | str, frames: int | None, resolution: int, config: Config | None = None) -> Work[ImageGrid]:
     """The object at `path`, cut out, framed and resized: a photo 1 × 1, a clip 1 × F, an orbit V × 1.
 
+    A 3D model is drawn: V × F when it has animations, else V × 1, and V × 1 at the start where an orbit is asked for.
     `frames` is how many to take (F of a clip, V of an orbit), None all of them. Raises `InputError` for bad input.
     """
     config = config or Config()
+    path = Path(path)
     if config.kind not in KINDS:
         raise InputError(f"unknown kind {config.kind!r}; choose one of {', '.join(KINDS)}")
     if not 0 < config.fill <= 1 or resolution < 1:
         raise InputError(f"fill is in (0, 1] and resolution at least 1, not {config.fill} and {resolution}")
     yield Event("sources", "start", f"reading {path}")
     is_orbit = config.kind == "orbit"
+    if is_asset(path):
+        return (yield from _drawn(path, frames, resolution, config))
     clip = read(path, frames, config.resampling, config.fps, cyclic=is_orbit)
     yield Event("sources", "note", described(clip, config), data={"frames": clip.frames, "of": clip.source_frames})
     try:
@@ -70,6 +77,14 @@ def load(path: Path | str, frames: int | None, resolution: int, config: Config |
         return orbit_grid(rgba, clip, config)
     cameras = turntable(1, clip.frames, config.elevation_deg)
     return ImageGrid(rgba[None], cameras, clip.times)
+
+
+def _drawn(path: Path, frames: int | None, resolution: int, config: Config) -> Work[ImageGrid]:
+    is_orbit = config.kind == "orbit"
+    views = frames if is_orbit and frames is not None else config.views
+    grid = asset_grid(path, config.clip, views, 1 if is_orbit else frames, resolution, config.elevation_deg)
+    yield Event("sources", "done", f"drew the model from {grid.views} sides at {grid.frames} instants")
+    return grid
 
 
 def described(clip: Clip, config: Config) -> str:
