@@ -126,6 +126,32 @@ def test_the_share_is_the_multi_view_priors():
     assert_close(side.rgba[:, 0, 3, 0, 0], expected, atol=1e-5, rtol=0)
 
 
+def test_the_correction_takes_the_cells_prior_back_below_its_noise_level():
+    """(1 + γ) · blend − γ · cell, with a blend that answers 1 and cells that answer 0.5."""
+    asked = []
+
+    class Constant(Oracle):
+        def video(self, *_):
+            return lambda x, sigma: torch.ones_like(x)
+
+        multiview = video
+
+        def image(self, pictures, azimuths_deg, elevations_deg, times, guidance):
+            asked.append((azimuths_deg.reshape(VIEWS, FRAMES), times.reshape(VIEWS, FRAMES)))
+            assert all(self.find(picture) == (0, 0) for picture in pictures)
+            return lambda x, sigma: torch.full_like(x, 0.5) if sigma <= 1.0 else 1 / 0
+
+    free = {"clamp_conditions": False, "keep_given": False, "correction": 0.6, "correction_below": 1.0}
+    oracle = Constant(truth())
+    family = replace(oracle.family(), image=oracle.image)
+    made = result_of(imagine(truth()[:1, :1], replace(family, decode=lambda z: 0.5 * oracle.decode(z)), config(**free)))
+    assert_close(made.rgba[:, :, 3], torch.full((VIEWS, FRAMES, SIDE, SIDE), 0.5 * 1.3), atol=1e-5, rtol=0)
+    assert_close(asked[0][0][:, 0], torch.arange(VIEWS) * 90.0, atol=1e-4, rtol=0)
+    assert_close(asked[0][1][0], torch.linspace(0, 1, FRAMES))
+    with pytest.raises(InputError, match="no prior of single pictures"):
+        result_of(imagine(truth()[:1, :1], Constant(truth()).family(), config(**free)))
+
+
 def test_given_pictures_stand_in_the_grid_bit_for_bit():
     grid = truth()
     noisy = replace(grid, rgba=(grid.rgba + 0.003 * torch.rand_like(grid.rgba)).clamp(0, 1))

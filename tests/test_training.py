@@ -33,7 +33,7 @@ def family(tmp_path_factory, data):
 def test_every_recipe_ends_in_its_weight_file(family):
     assert {file.name for file in family.glob("*.safetensors")} == {"autoencoder.safetensors", "prior.safetensors"}
     _, facts = load_tensors(family / "prior.safetensors")
-    assert facts["step"] == 6 and set(facts["scores"]) == {"video", "multiview"}
+    assert facts["step"] == 6 and set(facts["scores"]) == {"video", "multiview", "cell"}
     assert (family / "prior" / "curve.png").exists() and (family / "prior" / "samples_000006.png").exists()
 
 
@@ -113,3 +113,6 @@ def test_clips_are_cut_as_they_are_told():
     assert orbit.latents.flatten().tolist() == [10.0, 1.0, 4.0, 7.0]
     assert orbit.condition.azimuths_deg.tolist() == [[0.0, 90.0, 180.0, 270.0]]
     assert orbit.condition.elevations_deg.tolist() == [[5.0] * 4]
+    single = grids.cells(torch.tensor([1]), torch.tensor([[0, 2]]), torch.tensor([[3, 1]]))
+    assert single.latents.flatten().tolist() == [14.0] and single.condition.picture.item() == 22.0
+    assert single.condition.azimuths_deg.tolist() == [[90.0]] and single.condition.times.tolist() == [[0.5]]

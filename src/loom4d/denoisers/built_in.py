@@ -80,6 +80,17 @@ def small(folder: Path | None = None) -> Family:
         )
         return fast_arithmetic(guided_prior(prior, condition, guidance))
 
+    def image(
+        pictures: Float[Tensor, "clip 4 height width"],
+        azimuths_deg: Float[Tensor, " clip"],
+        elevations_deg: Float[Tensor, " clip"],
+        times: Float[Tensor, " clip"],
+        guidance: Guidance,
+    ) -> Denoiser:
+        fields = (azimuths_deg, elevations_deg, times)
+        condition = ClipCondition(encode(pictures), *(field[:, None] for field in fields))
+        return fast_arithmetic(guided_prior(prior, condition, guidance))
+
     return Family(
         name="small",
         resolution=side * STRIDE,
@@ -92,4 +103,5 @@ def small(folder: Path | None = None) -> Family:
         decode=decode,
         video=video,
         multiview=multiview,
+        image=image,
     )

@@ -54,6 +54,20 @@ class MultiviewPrior(Protocol):
         """A guided denoiser of clips (clip, view, c, h, w), each given its picture at azimuth 0 (or 360)."""
 
 
+@runtime_checkable
+class ImagePrior(Protocol):
+    def __call__(
+        self,
+        pictures: Float[Tensor, "clip 4 height width"],
+        azimuths_deg: Float[Tensor, " clip"],
+        elevations_deg: Float[Tensor, " clip"],
+        times: Float[Tensor, " clip"],
+        guidance: Guidance,
+    ) -> Denoiser:
+        """A guided denoiser of single pictures (clip, 1, c, h, w): what a cell looks like, given the picture at
+        azimuth 0 and time 0 and nothing of its row or column; `times` count in lengths of the clip."""
+
+
 @dataclass(frozen=True)
 class Guidance:
     """Classifier-free guidance along a clip: linear from `first` to `last`, only while low <= σ <= high."""
@@ -79,6 +93,7 @@ class Family:
     decode: Decode
     video: VideoPrior
     multiview: MultiviewPrior
+    image: ImagePrior | None = None  # the cells' own prior, where the family has one
 
 
 Loader = Callable[[Path | None], Family]  # folder of checkpoints, or None for what ships with the package

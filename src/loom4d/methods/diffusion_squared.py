@@ -11,14 +11,24 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
-from einops import rearrange
+from einops import rearrange, repeat
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from loom4d.cameras import Cameras, turntable
 from loom4d.denoisers.family import Family, Guidance
-from loom4d.diffusion.composition import Curve, clamped, columns, composed, rows, view_trust, weight_over
-from loom4d.diffusion.denoiser import Denoiser, Latents, grid_noise
+from loom4d.diffusion.composition import (
+    Curve,
+    cells,
+    clamped,
+    columns,
+    composed,
+    marginal_corrected,
+    rows,
+    view_trust,
+    weight_over,
+)
+from loom4d.diffusion.denoiser import Denoiser, Latents, Sigma, grid_noise
 from loom4d.diffusion.samplers import Sampling, State, sample, start
 from loom4d.diffusion.schedules import Sigmas, schedule
 from loom4d.grid import ImageGrid, straight
@@ -38,6 +48,8 @@ class DiffusionSquaredConfig:
     sampling: Sampling = field(default_factory=Sampling)
     share: Curve = field(default_factory=Curve)  # the multi-view prior's share over the trajectory
     trust_by_azimuth: bool = False  # side views lean on the multi-view prior: u = 1 − ¾ sin² azimuth
+    correction: float = 0.0  # γ of (1 + γ) · D_blend − γ · D_cell: what both priors count twice, the cell, taken back
+    correction_below: float = 1e9  # σ from which on down the correction holds
     video_guidance: Guidance = field(default_factory=Guidance)
     multiview_guidance: Guidance = field(default_factory=Guidance)
     reference_frame: int = 0  # the instant whose views are drawn first; −1 is the last
@@ -144,6 +156,8 @@ class Weaver:
         trust = view_trust(self.azimuths) if config.trust_by_azimuth else None
         weight = weight_over(config.share, self.sigmas, trust)
         denoise = composed(columns(multiview), rows(video), weight)
+        if config.correction:
+            denoise = marginal_corrected(denoise, cells(self._image(row[self.reference])), self._gamma)
         if config.clamp_conditions:
             denoise = clamped(denoise, *self._conditions(column, row))
         latents = yield from self._sampled("grid", denoise, (len(column), len(row)))
@@ -152,6 +166,25 @@ class Weaver:
             frames = slice(None) if self.given.frames > 1 else slice(0, 1)
             rgba[: self.given.views, frames] = self.given.rgba.to(rgba)
         return ImageGrid(rgba, self.cameras, self.times)
+
+    def _gamma(self, sigma: Sigma) -> float:
+        return self.config.correction if float(sigma) <= self.config.correction_below else 0.0
+
+    def _image(self, reference: Float[Tensor, "4 height width"]) -> Denoiser:
+        """The prior of single cells, given the reference picture alone: what a row and a column both know."""
+        if self.family.image is None:
+            raise InputError(
+                f"the {self.family.name} priors have no prior of single pictures; use --imagining.correction 0"
+            )
+        views, frames = len(self.azimuths), len(self.times)
+        since = self.times - self.times[self.reference]
+        return self.family.image(
+            repeat(reference, "c h w -> (view frame) c h w", view=views, frame=frames),
+            repeat(self.azimuths, "view -> (view frame)", frame=frames),
+            repeat(self.elevations, "view -> (view frame)", frame=frames),
+            repeat(since / (self.times[-1] - self.times[0]), "frame -> (view frame)", view=views),
+            Guidance(),
+        )
 
     def _at_first(
         self, picture: Float[Tensor, "1 4 height width"], size: tuple[int, int]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from einops import rearrange, reduce, repeat
@@ -108,6 +109,8 @@ def mosaic(pictures: Float[Tensor, "row column 3 h w"], zoom: int = 2) -> Image.
     return image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST)
 
 
+CELL_SHARE = 0.1  # of the prior's steps, on single pictures: what rows and columns have in common
+
 # --- the priors -----------------------------------------------------------------------------------------------------
 
 
@@ -151,6 +154,20 @@ class LatentGrids:
         condition = ClipCondition(latents[:, 0], azimuths, elevations, torch.zeros_like(azimuths))
         return Clips(latents, condition)
 
+    def cells(self, grids: Int[Tensor, " b"], place: Int[Tensor, "b 2"], given: Int[Tensor, "b 2"]) -> Clips:
+        """Single pictures at (view, frame) `place`, conditioned on the picture at (view, frame) `given`."""
+        views, frames = self.latents.shape[1:3]
+        latents = self.latents[grids, place[:, 0], place[:, 1]].float()[:, None]
+        picture = self.latents[grids, given[:, 0], given[:, 1]].float()
+        turn, wait = ((place - given).float()).unbind(1)
+        condition = ClipCondition(
+            picture,
+            (turn[:, None] * 360 / views) % 360,
+            self.elevations_deg[grids][:, None],
+            wait[:, None] * self.seconds / max(frames - 1, 1),
+        )
+        return Clips(latents, condition)
+
 
 def joined(a: Clips, b: Clips) -> Clips:
     fields = ("picture", "azimuths_deg", "elevations_deg", "times")
@@ -159,7 +176,7 @@ def joined(a: Clips, b: Clips) -> Clips:
 
 
 class PriorTask:
-    """Velocity matching on clips over time and clips over views at once: one network, two priors.
+    """Velocity matching on clips over time, clips over views and single pictures: one network, three priors.
 
     v = (noise − σ · clean) / √(1 + σ²), which is what `from_velocity` turns back into the clean estimate.
     """
@@ -171,8 +188,9 @@ class PriorTask:
         self.prior, self.train, self.held_out, self.decoder, self.batch = network, train, held_out, decoder, batch
 
     def loss(self, call: Callable, generator: torch.Generator) -> Tensor:
-        clips = some_clips(self.train, self.batch, generator)
-        kept = torch.rand(self.batch, generator=generator, device=generator.device) > 0.1
+        single = torch.rand(1, generator=generator, device=generator.device).item() < CELL_SHARE
+        clips = (some_cells if single else some_clips)(self.train, self.batch, generator)
+        kept = torch.rand(len(clips.latents), generator=generator, device=generator.device) > 0.1
         # the given picture may itself be generated when sampling: teach tolerance to small errors in it
         picture = clips.condition.picture
         smudged = picture + 0.05 * torch.randn(picture.shape, generator=generator, device=generator.device)
@@ -188,9 +206,14 @@ class PriorTask:
         """Velocity error on held-out clips with fixed noise: over time, over views."""
         generator = self._generator(3)
         result = {}
-        for kind, share in (("video", 1.0), ("multiview", 0.0)):
-            clips = some_clips(self.held_out, 48, generator, video_share=share)
-            kept = torch.ones(48, dtype=torch.bool, device=generator.device)
+        draws = {
+            "video": partial(some_clips, video_share=1.0),
+            "multiview": partial(some_clips, video_share=0.0),
+            "cell": some_cells,
+        }
+        for kind, drawn in draws.items():
+            clips = drawn(self.held_out, 48, generator)
+            kept = torch.ones(len(clips.latents), dtype=torch.bool, device=generator.device)
             with torch.inference_mode(), torch.autocast(generator.device.type, torch.bfloat16):
                 error = velocity_error(self.prior, clips.latents, clips.condition, kept, generator)
             result[kind] = round(error.mean().item(), 5)
@@ -233,6 +256,14 @@ def some_clips(grids: LatentGrids, count: int, generator: torch.Generator, video
     orbits = count - videos
     over_views = grids.orbits(any_of(total, orbits), any_of(frames, orbits), any_of(views, orbits))
     return joined(over_time, over_views)
+
+
+def some_cells(grids: LatentGrids, count: int, generator: torch.Generator) -> Clips:
+    """As many single pictures as `count` clips have, anywhere in their grids, given another one of the grid."""
+    total, views, frames = grids.latents.shape[:3]
+    drawn = torch.rand(count * views, 5, generator=generator, device=generator.device)
+    chosen = (drawn * torch.tensor([total, views, frames, views, frames], device=generator.device)).long()
+    return grids.cells(chosen[:, 0], chosen[:, 1:3], chosen[:, 3:5])
 
 
 def velocity_error(

@@ -14,7 +14,7 @@ from loom4d.denoisers.weights import AUTOENCODER, PRIOR, load_autoencoder, load_
 from loom4d.runs import Event, Work
 from loom4d.training.loop import LoopConfig, train
 from loom4d.training.objective import AutoencoderTask, LatentGrids, PriorTask
-from loom4d.training.shards import ShardConfig, Shards, encode_shards, make_shards, open_shards
+from loom4d.training.shards import ShardConfig, Shards, encode_shards, encoder_digest, make_shards, open_shards
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class AutoencoderRecipe:
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(3000, learning_rate=1e-3, decay=600, preview_steps=250))
     batch: int = 48
     noise: float = 0.1
+    decoder_only: bool = False  # the latent space stays as it is, so priors trained in it stay right
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,9 @@ def on_gpu(recipe: Recipe) -> Recipe:
 RECIPES: dict[str, Recipe] = {
     "autoencoder": AutoencoderRecipe(),
     "prior": PriorRecipe(),
+    "decoder": AutoencoderRecipe(
+        loop=LoopConfig(3000, learning_rate=5e-4, decay=1000, preview_steps=250), decoder_only=True
+    ),
     "autoencoder-128": on_gpu(AutoencoderRecipe()),
     "prior-128": on_gpu(PriorRecipe()),
 }
@@ -109,19 +113,34 @@ def run_recipe(
     shards = yield from shards_of(recipe.data, data)
     torch.manual_seed(recipe.loop.seed)
     if isinstance(recipe, AutoencoderRecipe):
-        return (yield from _autoencoder(recipe, out, shards, minutes, device))
+        return (yield from _autoencoder(recipe, out, shards, minutes, weights, device))
     return (yield from _prior(recipe, out, shards, data, minutes, weights, device))
 
 
 def _autoencoder(
-    recipe: AutoencoderRecipe, out: Path, shards: tuple[Shards, Shards], minutes: float, device: str
+    recipe: AutoencoderRecipe,
+    out: Path,
+    shards: tuple[Shards, Shards],
+    minutes: float,
+    weights: Path | None,
+    device: str,
 ) -> Work[Path]:
-    task = AutoencoderTask(Autoencoder(recipe.network).to(device), *shards, recipe.batch, recipe.noise)
+    network = Autoencoder(recipe.network)
+    if recipe.decoder_only:
+        network.load_state_dict(load_autoencoder(weights)[0].state_dict())
+        network.encoder.requires_grad_(False)
+    task = AutoencoderTask(network.to(device), *shards, recipe.batch, recipe.noise)
     trainer = yield from train(task, recipe.loop, out, minutes)
     with trainer.averaged():
-        task.finish()
+        if not recipe.decoder_only:
+            task.finish()
         scores = task.scores()
-        facts = {"recipe": "autoencoder", "step": trainer.step, "scores": scores, "config": asdict(recipe.network)}
+        facts = {
+            "recipe": "decoder" if recipe.decoder_only else "autoencoder",
+            "step": trainer.step,
+            "scores": scores,
+            "config": asdict(recipe.network),
+        }
         path = write_weights(out / AUTOENCODER, task.autoencoder, facts)
     yield Event("train", "done", f"wrote {path}", trainer.step, recipe.loop.steps, scores)
     return path
@@ -136,11 +155,11 @@ def _prior(
     weights: Path | None,
     device: str,
 ) -> Work[Path]:
-    autoencoder, facts = load_autoencoder(weights)
+    autoencoder, _ = load_autoencoder(weights)
     autoencoder.to(device)
     grids = []
     for split, part in zip(("train", "valid"), shards, strict=True):
-        file = data / f"latents_{split}_{part.grids}_{facts['sha256'][:12]}.npy"
+        file = data / f"latents_{split}_{part.grids}_{encoder_digest(autoencoder)}.npy"
         latents = yield from encode_shards(autoencoder, part, file)
         grids.append(LatentGrids(latents, part.elevations_deg).to(torch.device(device)))
     network = SmallPrior(recipe.network).to(device)

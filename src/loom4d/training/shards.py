@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -91,6 +92,15 @@ def open_shards(folder: Path, grids: int | None = None) -> Shards:
     elevations = [angle for file in facts for angle in json.loads(file.read_text())["elevations_deg"]]
     pictures = tuple(np.load(folder / f"pictures_{file.stem[6:]}.npy", mmap_mode="r") for file in facts)
     return Shards(pictures, torch.tensor(elevations))
+
+
+def encoder_digest(autoencoder: Autoencoder) -> str:
+    """Twelve digits that change with the latent space and with nothing else: not when the decoder alone is trained."""
+    digest = hashlib.sha256()
+    for name, value in sorted(autoencoder.state_dict().items()):
+        if not name.startswith("decoder."):
+            digest.update(value.half().cpu().numpy().tobytes())
+    return digest.hexdigest()[:12]
 
 
 def encode_shards(autoencoder: Autoencoder, shards: Shards, file: Path) -> Work[Float[Tensor, "grid view frame c h w"]]:
