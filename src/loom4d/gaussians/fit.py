@@ -18,7 +18,6 @@ from torch import Tensor
 from loom4d.cameras import Cameras, cells, orbit
 from loom4d.gaussians import losses
 from loom4d.gaussians.asset import render
-from loom4d.gaussians.flow import moving
 from loom4d.gaussians.initial import ball_cloud, hull_cloud, seen_region
 from loom4d.gaussians.motion import MOTIONS, DynamicGaussians
 from loom4d.gaussians.rasterize import RasterOptions, default_backend, rasterize
@@ -175,10 +174,10 @@ def initial_state(grid: ImageGrid, config: FitConfig) -> FitState:
         raise ValueError(f"unknown motion {config.motion!r}; choose one of {', '.join(MOTIONS)}")
     generator = torch.Generator().manual_seed(config.seed)
     cloud = hull_cloud(grid, config.count, config.hull_resolution, generator)
-    cloud = ball_cloud(grid, config.count, generator) if cloud is None else moving(cloud, generator)
-    asset = MOTIONS[config.motion].initial(cloud, grid.times)
+    cloud = ball_cloud(grid, config.count, generator) if cloud is None else cloud
+    asset = MOTIONS[config.motion].initial(cloud, grid.times, config.count, generator)
     tensors = {name: tensor.detach().clone() for name, tensor in asset.tensors().items()}
-    zeros = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+    zeros = {name: torch.zeros_like(tensors[name]) for name in MOTIONS[config.motion].rates()}
     parts = {"asset": tensors, "mean": zeros, "square": zeros}
     named = {f"{part}.{name}": tensor for part, group in parts.items() for name, tensor in group.items()}
     return FitState(0, named, asset.config())
@@ -207,8 +206,9 @@ def _gradients(
     state: FitState, targets: Targets, step: int, config: FitConfig, threads: int, perceptual: Perceptual | None
 ) -> tuple[float, float, dict[str, Tensor]]:
     """Loss, mean SSIM and gradients of one iteration."""
-    leaves = {name: tensor.requires_grad_() for name, tensor in _part(state, "asset").items()}
-    asset = MOTIONS[config.motion].from_tensors(leaves, state.motion)
+    tensors, motion = _part(state, "asset"), MOTIONS[config.motion]
+    leaves = {name: tensors[name].requires_grad_() for name in motion.rates()}
+    asset = motion.from_tensors(tensors, state.motion)
     cell = batch_cells(step, len(targets.pictures), config)
     height, width = targets.pictures.shape[-2:]
     options = RasterOptions(height, width, threads=threads)

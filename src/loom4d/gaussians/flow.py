@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from einops import rearrange
 from jaxtyping import Float
@@ -16,49 +14,46 @@ ROUNDS, BALANCING = 14, 6
 COLOUR = 0.25  # difference of colour that counts as much as one match width of distance
 
 
-def moving(cloud: Cloud, generator: torch.Generator) -> Cloud:
-    """The same points with velocities: each moment is matched with the one before and the one after it."""
-    moments = cloud.times.unique()
-    velocities = torch.zeros_like(cloud.means)
+def velocities(cloud: Cloud, generator: torch.Generator) -> Float[Tensor, "point 3"]:
+    """World units per second at every point: each moment is matched with the one before and the one after it."""
+    moments, found = cloud.times.unique(), torch.zeros_like(cloud.means)
     for index, moment in enumerate(moments):
         here, slopes = cloud.times == moment, []
         for other in moments[[i for i in (index - 1, index + 1) if 0 <= i < len(moments)]]:
-            there = cloud.times == other
-            shift = displacements(cloud.means[here], cloud.rgb[here], cloud.means[there], cloud.rgb[there], generator)
-            slopes.append(shift / (other - moment))
+            moved = tracked(cloud[here], [cloud[cloud.times == other]], cloud.means[here], generator)[0]
+            slopes.append((moved - cloud.means[here]) / (other - moment))
         if slopes:
-            velocities[here] = torch.stack(slopes).mean(0)
-    return replace(cloud, velocities=velocities)
+            found[here] = torch.stack(slopes).mean(0)
+    return found
 
 
-def displacements(
-    places: Float[Tensor, "point 3"],
-    colours: Float[Tensor, "point 3"],
-    next_places: Float[Tensor, "other 3"],
-    next_colours: Float[Tensor, "other 3"],
-    generator: torch.Generator,
-) -> Float[Tensor, "point 3"]:
-    """Where each point goes. A soft one-to-one matching, alternating with a fit of locally affine motion.
+def tracked(
+    start: Cloud, moments: list[Cloud], points: Float[Tensor, "point 3"], generator: torch.Generator
+) -> list[Float[Tensor, "point 3"]]:
+    """Where `points`, which move with the cloud `start`, are at each of the following moments.
 
-    Both widths, of the match and of the neighbourhood that moves together, shrink from the size of the object to
-    that of its details.
+    `start` itself is matched with every moment, beginning from where it was at the one before, so errors do not add
+    up. The match is soft and one-to-one, and alternates with a fit of locally affine motion; both widths, of the
+    match and of the neighbourhood that moves together, shrink from the size of the object to that of its details.
     """
-    chosen, other = _some(len(places), generator), _some(len(next_places), generator)
-    source, target = places[chosen], next_places[other]
-    unlike = torch.cdist(colours[chosen], next_colours[other]) ** 2 / (2 * COLOUR**2)
-    extent = float(torch.cat([places, next_places]).std(0).norm())
-    moved = torch.zeros_like(source)
-    for turn in range(ROUNDS):
-        share = turn / (ROUNDS - 1)
-        match_width, together = extent * 0.5 * 0.12**share, extent * 1.0 * 0.3**share
-        cost = torch.cdist(source + moved, target) ** 2 / (2 * match_width**2) + unlike
-        towards = _matched(cost) @ target - source
-        moved = locally_affine(source, towards, source, together)
-    return locally_affine(source, moved, places, 0.3 * extent)
+    chosen = _some(start, generator)
+    extent = float(start.means.std(0).norm())
+    moved, found = torch.zeros_like(chosen.means), []
+    for moment in moments:
+        target = _some(moment, generator)
+        unlike = torch.cdist(chosen.rgb, target.rgb) ** 2 / (2 * COLOUR**2)
+        for turn in range(ROUNDS):
+            share = turn / (ROUNDS - 1)
+            match_width, together = extent * 0.5 * 0.12**share, extent * 0.3**share
+            cost = torch.cdist(chosen.means + moved, target.means) ** 2 / (2 * match_width**2) + unlike
+            towards = _matched(cost) @ target.means - chosen.means
+            moved = locally_affine(chosen.means, towards, chosen.means, together)
+        found.append(points + locally_affine(chosen.means, moved, points, 0.3 * extent))
+    return found
 
 
-def _some(count: int, generator: torch.Generator) -> Tensor:
-    return torch.randperm(count, generator=generator)[:MATCHED]
+def _some(cloud: Cloud, generator: torch.Generator) -> Cloud:
+    return cloud[torch.randperm(len(cloud.means), generator=generator)[:MATCHED]]
 
 
 def _matched(cost: Float[Tensor, "point other"]) -> Float[Tensor, "point other"]:

@@ -23,8 +23,18 @@ class Cloud:
     means: Float[Tensor, "point 3"]
     times: Float[Tensor, " point"]  # seconds
     rgb: Float[Tensor, "point 3"]
-    velocities: Float[Tensor, "point 3"]  # world units per second
-    spacing: float  # typical distance between neighbours of the same moment
+    area: float  # of the surface at one moment
+
+    def __getitem__(self, index: Tensor) -> Cloud:
+        return Cloud(self.means[index], self.times[index], self.rgb[index], self.area)
+
+    def moments(self) -> list[Cloud]:
+        """The points of each moment, in the order of time."""
+        return [self[self.times == moment] for moment in self.times.unique()]
+
+    def spacing(self, points: float) -> float:
+        """Typical distance between neighbours when a moment has so many points."""
+        return math.sqrt(self.area / points)
 
 
 @dataclass(frozen=True)
@@ -88,7 +98,7 @@ def relief(alpha: Float[Tensor, "1 height width"], camera: Cameras, points: Tens
 
 
 def hull_cloud(grid: ImageGrid, count: int, resolution: int, generator: torch.Generator) -> Cloud | None:
-    """`count` points on the surface of every frame's visual hull, coloured by the views that see them.
+    """`count` points on the surface of the visual hull at every moment, coloured by the views that see them.
 
     None where the masks tell nothing: they keep no point, or nearly the whole picture.
     """
@@ -96,9 +106,8 @@ def hull_cloud(grid: ImageGrid, count: int, resolution: int, generator: torch.Ge
         return None
     region = seen_region(grid.cameras)
     voxels, voxel = voxel_centres(region, resolution), 2 * region.half / resolution
-    per_frame = [count // grid.frames + (frame < count % grid.frames) for frame in range(grid.frames)]
-    means, times, colours, areas = [], [], [], []
-    for frame, wanted in enumerate(per_frame):
+    parts, areas = [], []
+    for frame in range(grid.frames):
         cameras, pictures = grid.cameras[:, frame], grid.rgba[:, frame]
         inside = carved(pictures[:, 3:], cameras, voxels)
         if grid.views == 1:
@@ -107,17 +116,14 @@ def hull_cloud(grid: ImageGrid, count: int, resolution: int, generator: torch.Ge
         if len(surface) == 0:
             continue
         rgb = _seen_colours(surface, pictures, cameras, 2.5 * voxel)
-        chosen = torch.randint(len(surface), (wanted,), generator=generator)
-        jitter = (torch.rand(wanted, 3, generator=generator) - 0.5) * voxel
-        means.append(surface[chosen] + jitter)
-        colours.append(rgb[chosen])
-        times.append(grid.times[frame].expand(wanted))
+        chosen = torch.randint(len(surface), (count,), generator=generator)
+        jitter = (torch.rand(count, 3, generator=generator) - 0.5) * voxel
+        parts.append((surface[chosen] + jitter, grid.times[frame].expand(count), rgb[chosen]))
         areas.append(len(surface) * voxel**2)
-    if not means:
+    if not parts:
         return None
-    spacing = math.sqrt(sum(areas) / len(areas) * grid.frames / count)
-    places = torch.cat(means)
-    return Cloud(places, torch.cat(times), torch.cat(colours), torch.zeros_like(places), spacing)
+    means, times, rgb = (torch.cat(column) for column in zip(*parts, strict=True))
+    return Cloud(means, times, rgb, sum(areas) / len(areas))
 
 
 def _touches_outside(inside: Bool[Tensor, " voxel"], resolution: int) -> Bool[Tensor, " voxel"]:
@@ -146,11 +152,10 @@ def _seen_colours(
 
 
 def ball_cloud(grid: ImageGrid, count: int, generator: torch.Generator) -> Cloud:
-    """Grey points, uniform in a ball that fills most of the cameras' view, at uniform moments."""
-    region = seen_region(grid.cameras)
-    directions = torch.nn.functional.normalize(torch.randn(count, 3, generator=generator), dim=-1)
-    radii = 0.7 * region.half * torch.rand(count, 1, generator=generator) ** (1 / 3)
-    times = grid.times[0] + torch.rand(count, generator=generator) * (grid.times[-1] - grid.times[0])
-    spacing = 1.4 * region.half * (grid.frames / count) ** (1 / 3)
-    means, grey = region.centre + directions * radii, torch.full((count, 3), 0.5)
-    return Cloud(means, times, grey, torch.zeros(count, 3), spacing)
+    """`count` grey points at every moment, uniform in a ball that fills most of the cameras' view."""
+    region, total = seen_region(grid.cameras), count * grid.frames
+    radius = 0.7 * region.half
+    directions = torch.nn.functional.normalize(torch.randn(total, 3, generator=generator), dim=-1)
+    radii = radius * torch.rand(total, 1, generator=generator) ** (1 / 3)
+    times = grid.times.repeat_interleave(count)
+    return Cloud(region.centre + directions * radii, times, torch.full((total, 3), 0.5), 4 * math.pi * radius**2)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from loom4d.gaussians.gaussians import Ellipsoids, Gaussians
 from loom4d.gaussians.initial import Cloud
+from loom4d.gaussians.motion.controlled import Controlled
 from loom4d.gaussians.motion.spacetime import Spacetime
 
 
@@ -40,8 +42,10 @@ class DynamicGaussians(Protocol):
         """The inverse of `tensors` and `config`."""
 
     @staticmethod
-    def initial(cloud: Cloud, times: Float[Tensor, " frame"]) -> DynamicGaussians:
-        """Where a fit starts: coloured points, each at its own moment, and the seconds of the frames."""
+    def initial(
+        cloud: Cloud, times: Float[Tensor, " frame"], count: int, generator: torch.Generator
+    ) -> DynamicGaussians:
+        """Where a fit starts: `count` Gaussians out of a cloud that has as many at every moment; `times` in seconds."""
 
     @staticmethod
     def rates() -> dict[str, float]:
@@ -51,4 +55,4 @@ class DynamicGaussians(Protocol):
         """What this motion should not do where no picture forbids it."""
 
 
-MOTIONS: dict[str, type[DynamicGaussians]] = {"spacetime": Spacetime}
+MOTIONS: dict[str, type[DynamicGaussians]] = {"spacetime": Spacetime, "controlled": Controlled}

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from loom4d.gaussians.flow import velocities
 from loom4d.gaussians.gaussians import Ellipsoids, Gaussians, sh_of
 from loom4d.gaussians.initial import Cloud
 
@@ -39,16 +40,17 @@ class Spacetime:
     unit: float  # seconds
 
     @staticmethod
-    def initial(cloud: Cloud, times: Float[Tensor, " frame"]) -> Spacetime:
-        """One Gaussian per point, moving as it does: round, half transparent, lasting `LASTS` frames to either side."""
-        count = len(cloud.means)
+    def initial(cloud: Cloud, times: Float[Tensor, " frame"], count: int, generator: torch.Generator) -> Spacetime:
+        """Points of all moments, each moving as it does: round, half transparent, lasting `LASTS` frames (one σ)."""
+        cloud = cloud[torch.randperm(len(cloud.means), generator=generator)[:count].sort().values]
         start, end = float(times[0]), float(times[-1])
         unit = (end - start or 1.0) / max(len(times) - 1, 1)  # so that velocities are small numbers
-        left, right = tilted(cloud.velocities * unit)
+        left, right = tilted(velocities(cloud, generator) * unit)
+        scale = ROUND * cloud.spacing(count / len(times))
         return Spacetime(
             means=cloud.means,
             times=(cloud.times - start) / unit,
-            log_scales=torch.full((count, 3), math.log(ROUND * cloud.spacing)),
+            log_scales=torch.full((count, 3), math.log(scale)),
             log_durations=torch.full((count,), math.log(LASTS)),
             left=left,
             right=right,
@@ -137,13 +139,13 @@ class Spacetime:
 
 
 def tilted(
-    velocities: Float[Tensor, "point 3"],
+    velocity: Float[Tensor, "point 3"],
 ) -> tuple[Float[Tensor, "point 4"], Float[Tensor, "point 4"]]:
     """Quaternions of the rotation that turns the time axis along (v, 1) and leaves what is orthogonal to both alone.
 
     A Gaussian much longer along that axis than across moves with v world units per unit of time.
     """
-    whole = torch.cat([torch.ones_like(velocities[:, :1]), velocities.flip(-1)], 1)  # over (t, z, y, x)
+    whole = torch.cat([torch.ones_like(velocity[:, :1]), velocity.flip(-1)], 1)  # over (t, z, y, x)
     axis = torch.nn.functional.normalize(whole, dim=-1)
     root = torch.nn.functional.normalize(axis + torch.tensor([1.0, 0.0, 0.0, 0.0]).to(axis), dim=-1)
     return root, root * torch.tensor([1.0, -1.0, -1.0, -1.0]).to(root)  # root times root is the axis

@@ -1,0 +1,216 @@
+"""Sparse control points that carry Gaussians along (SC-GS): what exports to a skeleton, and stays one object between
+the pictures' moments.
+
+Each point has a key pose per frame; between keys it follows a cubic curve. Gaussians are skinned to the four nearest
+points (linear blend skinning), and a penalty keeps neighbouring points as rigid as possible.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from loom4d.gaussians.flow import tracked
+from loom4d.gaussians.gaussians import Gaussians, quaternions_of, rotations, sh_of
+from loom4d.gaussians.initial import Cloud
+
+ROUND = 0.6  # first scale over the distance of neighbours
+POINTS, BONES, EDGES = 160, 4, 6  # control points; those that carry a Gaussian; neighbours that stay rigid
+ARAP, SMOOTH = 0.05, 0.02
+
+
+@dataclass(frozen=True)
+class Controlled:
+    means: Float[Tensor, "gaussian 3"]  # at rest, as all that has no key axis
+    quaternions: Float[Tensor, "gaussian 4"]
+    log_scales: Float[Tensor, "gaussian 3"]
+    opacity_logits: Float[Tensor, " gaussian"]
+    colours: Float[Tensor, "gaussian basis 3"]
+    bones: Int[Tensor, "gaussian bone"]  # control points that carry the Gaussian
+    points: Float[Tensor, "point 3"]
+    log_radii: Float[Tensor, " point"]  # how far each control point's influence reaches
+    edges: Int[Tensor, "point edge"]  # neighbours of each control point
+    shifts: Float[Tensor, "key point 3"]  # place minus place at rest
+    turns: Float[Tensor, "key point 4"]  # rotation from rest, a quaternion of any length
+    keys: list[float]  # seconds
+
+    @property
+    def time_range(self) -> tuple[float, float]:
+        """First and last second that was seen."""
+        return self.keys[0], self.keys[-1]
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+
+    def config(self) -> dict[str, Any]:
+        return {"keys": self.keys}
+
+    @staticmethod
+    def from_tensors(tensors: dict[str, Tensor], config: dict[str, Any]) -> Controlled:
+        return Controlled(**{**config, **tensors})
+
+    @staticmethod
+    def initial(cloud: Cloud, times: Float[Tensor, " frame"], count: int, generator: torch.Generator) -> Controlled:
+        """The moment at which the object is most spread out, carried to the others by matching their surfaces."""
+        moments = cloud.moments()
+        rest = max(range(len(moments)), key=lambda index: float(moments[index].means.std(0).norm()))
+        start = moments[rest]
+        points = start.means[farthest(start.means, min(POINTS, len(start.means)))]
+        after = tracked(start, moments[rest + 1 :], points, generator)
+        before = tracked(start, moments[:rest][::-1], points, generator)
+        places = torch.stack([*before[::-1], points, *after])  # (moment, K, 3)
+        if len(moments) < len(times):  # a moment whose masks kept nothing takes the pose of the nearest one
+            seen = torch.stack([moment.times[0] for moment in moments])
+            places = places[(times[:, None] - seen).abs().argmin(1)]
+        edges = neighbours(places, min(EDGES, len(points) - 1))
+        turns = continued(quaternions_of(procrustes(points, places, edges)))
+        chosen = torch.randperm(len(start.means), generator=generator)[:count]
+        means = start.means[chosen]
+        distance, bones = torch.cdist(means, points).topk(min(BONES, len(points)), largest=False)
+        return Controlled(
+            means=means,
+            quaternions=torch.tensor([1.0, 0, 0, 0]).repeat(len(means), 1),
+            log_scales=torch.full((len(means), 3), math.log(ROUND * cloud.spacing(count))),
+            opacity_logits=torch.zeros(len(means)),
+            colours=sh_of(start.rgb[chosen]),
+            bones=bones,
+            points=points,
+            log_radii=torch.full((len(points),), math.log(max(float(distance.mean()), 1e-4))),
+            edges=edges,
+            shifts=places - points,
+            turns=turns,
+            keys=times.tolist(),
+        )
+
+    @staticmethod
+    def rates() -> dict[str, float]:
+        """Learning rates, of Adam."""
+        return {
+            "means": 1e-3,
+            "quaternions": 5e-3,
+            "log_scales": 1e-2,
+            "opacity_logits": 5e-2,
+            "colours": 1e-2,
+            "log_radii": 5e-3,
+            "shifts": 1e-3,
+            "turns": 2e-3,
+        }
+
+    def penalty(self) -> Float[Tensor, ""]:
+        """As rigid as possible, and no sudden change of velocity."""
+        bend = torch.zeros(())
+        if len(self.keys) > 2:
+            bend = (self.shifts[2:] - 2 * self.shifts[1:-1] + self.shifts[:-2]).square().sum(-1).mean()
+        return ARAP * self.stretch() + SMOOTH * bend / self._edge_length() ** 2
+
+    def stretch(self) -> Float[Tensor, ""]:
+        """Mean squared departure of edges from their control point's own rotation, over the mean squared edge."""
+        rest = self.points[self.edges] - self.points[:, None]  # (K, edge, 3)
+        places = self.points + self.shifts
+        edge = places[:, self.edges] - places[:, :, None]  # (key, K, edge, 3)
+        turned = torch.einsum("tkij,kej->tkei", rotations(self.turns), rest)
+        return (edge - turned).square().sum(-1).mean() / self._edge_length() ** 2
+
+    def _edge_length(self) -> Tensor:
+        return (self.points[self.edges] - self.points[:, None]).square().sum(-1).mean().sqrt().clamp_min(1e-6)
+
+    def slices(self, times: Float[Tensor, " batch"]) -> Gaussians:
+        """Several instants: x' = Σ w [R (x − p) + p + T], and the blended rotation turns the Gaussian."""
+        curve = hermite(times.to(self.shifts), torch.tensor(self.keys).to(self.shifts))  # (B, key)
+        shifts = torch.einsum("bt,tkc->bkc", curve, self.shifts)
+        turns = torch.nn.functional.normalize(torch.einsum("bt,tkc->bkc", curve, self.turns), dim=-1)
+        matrices = rotations(turns)
+        offsets = self.points + shifts - torch.einsum("bkij,kj->bki", matrices, self.points)
+        poses = torch.cat([matrices.flatten(2), offsets, turns], -1)  # (B, K, 16)
+        blended = torch.einsum("nk,bkc->bnc", self.weights(), poses)
+        linear, offset, turn = blended[..., :9].unflatten(-1, (3, 3)), blended[..., 9:12], blended[..., 12:]
+        means = (linear * self.means[:, None, :]).sum(-1) + offset
+        quaternions = multiplied(torch.nn.functional.normalize(turn, dim=-1), self.quaternions)
+        return Gaussians(means, quaternions, self.log_scales, torch.sigmoid(self.opacity_logits), self.colours)
+
+    def weights(self) -> Float[Tensor, "gaussian point"]:
+        """Skinning weights, softmax of −d²/2r² over a Gaussian's bones; rows sum to one, most entries are zero."""
+        distance = (self.means.detach()[:, None] - self.points[self.bones]).square().sum(-1)
+        near = torch.softmax(-distance / (2 * torch.exp(2 * self.log_radii[self.bones])), -1)
+        return torch.zeros(len(self.means), len(self.points)).to(near).scatter(1, self.bones, near)
+
+    def at(self, time: float) -> Gaussians:
+        """One instant, at a time in seconds; before the first and after the last key the object stands still."""
+        one = self.slices(torch.tensor([time], dtype=torch.float64))
+        return Gaussians(one.means[0], one.quaternions[0], one.log_scales, one.opacities, one.colours)
+
+
+def hermite(times: Float[Tensor, " batch"], keys: Float[Tensor, " key"]) -> Float[Tensor, "batch key"]:
+    """Weights of the keys in a cubic curve through them; slopes are central differences, one-sided at the ends."""
+    count = len(keys)
+    if count == 1:
+        return torch.ones(len(times), 1).to(times)
+    times = times.clamp(keys[0], keys[-1])
+    left = (torch.searchsorted(keys, times, right=True) - 1).clamp(0, count - 2)
+    span = keys[left + 1] - keys[left]
+    u = ((times - keys[left]) / span)[:, None]
+    unit, index = torch.eye(count).to(times), torch.arange(count)
+    low, high = (index - 1).clamp_min(0), (index + 1).clamp_max(count - 1)
+    slopes = (unit[high] - unit[low]) / (keys[high] - keys[low])[:, None]  # (key, key): slope at each key
+    return (
+        (2 * u**3 - 3 * u**2 + 1) * unit[left]
+        + (3 * u**2 - 2 * u**3) * unit[left + 1]
+        + (u**3 - 2 * u**2 + u) * span[:, None] * slopes[left]
+        + (u**3 - u**2) * span[:, None] * slopes[left + 1]
+    )
+
+
+def multiplied(first: Float[Tensor, "*#batch 4"], second: Float[Tensor, "*#batch 4"]) -> Float[Tensor, "*batch 4"]:
+    """Quaternion product: the rotation `second`, then `first`."""
+    a, b, c, d = first.unbind(-1)
+    w, x, y, z = second.unbind(-1)
+    parts = [
+        a * w - b * x - c * y - d * z,
+        a * x + b * w + c * z - d * y,
+        a * y - b * z + c * w + d * x,
+        a * z + b * y - c * x + d * w,
+    ]
+    return torch.stack(parts, -1)
+
+
+def farthest(places: Float[Tensor, "point 3"], count: int) -> Int[Tensor, " chosen"]:
+    """Farthest-point sampling, from the point nearest to the centre."""
+    distance = torch.full((len(places),), torch.inf)
+    chosen = [int((places - places.mean(0)).norm(dim=-1).argmin())]
+    for _ in range(count - 1):
+        distance = torch.minimum(distance, (places - places[chosen[-1]]).square().sum(-1))
+        chosen.append(int(distance.argmax()))
+    return torch.tensor(chosen)
+
+
+def neighbours(places: Float[Tensor, "moment point 3"], count: int) -> Int[Tensor, "point edge"]:
+    """The points that stay nearest over all moments: a hand that touches a hip once is no neighbour of it."""
+    distance = torch.stack([torch.cdist(moment, moment) for moment in places]).amax(0)
+    distance.fill_diagonal_(torch.inf)
+    return distance.topk(count, largest=False).indices
+
+
+def procrustes(
+    rest: Float[Tensor, "point 3"], places: Float[Tensor, "moment point 3"], edges: Int[Tensor, "point edge"]
+) -> Float[Tensor, "moment point 3 3"]:
+    """The rotation that best carries each point's edges at rest to those at each moment."""
+    before = rest[edges] - rest[:, None]
+    after = places[:, edges] - places[:, :, None]
+    left, _, right = torch.linalg.svd(torch.einsum("tkei,kej->tkij", after, before))
+    proper = torch.ones_like(left[..., 0])
+    proper[..., 2] = torch.linalg.det(left @ right).sign()
+    return left * proper[..., None, :] @ right
+
+
+def continued(quaternions: Float[Tensor, "moment point 4"]) -> Float[Tensor, "moment point 4"]:
+    """The same rotations with signs chosen so that each lies near the one before."""
+    result = [quaternions[0]]
+    for following in quaternions[1:]:
+        flip = (following * result[-1]).sum(-1, keepdim=True) < 0
+        result.append(torch.where(flip, -following, following))
+    return torch.stack(result)
