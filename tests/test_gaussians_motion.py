@@ -1,15 +1,19 @@
 """Every motion round-trips and renders; native 4D Gaussians obey the algebra of Gaussians."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from loom4d.cameras import turntable
 from loom4d.gaussians.asset import load_asset, motion_name, render, save_asset
+from loom4d.gaussians.flow import locally_affine, tracked
 from loom4d.gaussians.gaussians import Gaussians, quaternions_of, rgb_of, rotations, sh_basis
+from loom4d.gaussians.initial import Cloud
 from loom4d.gaussians.motion import MOTIONS, DynamicGaussians
-from loom4d.gaussians.motion.spacetime import DROPPED, Spacetime, rotations4
+from loom4d.gaussians.motion.controlled import Controlled, continued, hermite, multiplied, neighbours, procrustes
+from loom4d.gaussians.motion.spacetime import DROPPED, Spacetime, rotations4, tilted
 from loom4d.runs import InputError, save_tensors
 
 
@@ -31,7 +35,28 @@ def spacetime(count: int = 40, seed: int = 0, harmonics: int = 1, basis: int = 1
     )
 
 
-EXAMPLES = {"spacetime": spacetime}
+def controlled(count: int = 30, keys: int = 4, seed: int = 0) -> Controlled:
+    """Control points that turn and shift by random amounts at every key."""
+    generator = torch.Generator().manual_seed(seed)
+    draw = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
+    points = draw(9, 3) * 0.3
+    return Controlled(
+        means=draw(count, 3) * 0.3,
+        quaternions=draw(count, 4),
+        log_scales=draw(count, 3) * 0.4 - 2.5,
+        opacity_logits=draw(count) + 1,
+        colours=draw(count, 1, 3),
+        bones=torch.rand(count, 9, generator=generator).topk(4).indices,
+        points=points,
+        log_radii=draw(9) * 0.2 - 1.5,
+        edges=neighbours(points[None], 3),
+        shifts=draw(keys, 9, 3) * 0.1,
+        turns=torch.tensor([1.0, 0, 0, 0]) + 0.2 * draw(keys, 9, 4),
+        keys=torch.linspace(0.5, 2.5, keys).tolist(),
+    )
+
+
+EXAMPLES = {"spacetime": spacetime, "controlled": controlled}
 
 
 @pytest.fixture(params=MOTIONS)
@@ -59,10 +84,13 @@ def test_every_motion_gives_the_same_instants_one_by_one_and_together(asset):
 
 
 def test_every_motion_gives_gradients_to_all_it_learns(asset):
-    leaves = {name: tensor.clone().requires_grad_() for name, tensor in asset.tensors().items()}
+    leaves = {name: tensor.clone() for name, tensor in asset.tensors().items()}
+    for name in asset.rates():
+        leaves[name].requires_grad_()
     scene = type(asset).from_tensors(leaves, asset.config()).slices(torch.tensor([0.7, 1.9])).ellipsoids()
     sum((field * torch.randn_like(field)).sum() for field in vars(scene).values()).backward()
-    for name, leaf in leaves.items():
+    for name in asset.rates():
+        leaf = leaves[name]
         assert leaf.grad is not None and leaf.grad.isfinite().all() and leaf.grad.any(), name
 
 
@@ -123,12 +151,102 @@ def test_means_move_with_their_velocity():
     torch.testing.assert_close((moved.means[1] - moved.means[0]) / 0.25, asset.velocities(), rtol=1e-3, atol=1e-4)
 
 
+def test_a_tilted_gaussian_much_longer_in_time_has_the_velocity_it_was_given():
+    velocity = torch.randn(50, 3, generator=torch.Generator().manual_seed(4))
+    left, right = tilted(velocity)
+    asset = spacetime(50)
+    thin = replace(asset, log_scales=torch.full((50, 3), -9.0), log_durations=torch.zeros(50), left=left, right=right)
+    torch.testing.assert_close(thin.velocities() * thin.unit, velocity, rtol=1e-4, atol=1e-4)
+
+
 def test_colour_harmonics_are_cosines_of_the_time_from_the_mean():
     asset = spacetime(5, harmonics=3)
     scene = asset.slices(torch.tensor([0.9]))
     delta = (0.9 - 0.5) / 2.0 - asset.times
     expected = sum(torch.cos(2 * math.pi * n * delta)[:, None, None] * asset.colours[:, n] for n in range(3))
     torch.testing.assert_close(scene.colours[0], expected)
+
+
+# --- control points -------------------------------------------------------------------------------------------------
+
+
+def rigid(asset: Controlled, seed: int = 2) -> tuple[Controlled, torch.Tensor, torch.Tensor]:
+    """The same points, all of which turn and shift together; also the rotations and translations of the keys."""
+    generator = torch.Generator().manual_seed(seed)
+    turns = torch.randn(len(asset.keys), 1, 4, generator=generator).expand(-1, len(asset.points), 4)
+    translations = torch.randn(len(asset.keys), 3, generator=generator)
+    matrices = rotations(turns[:, 0])
+    places = asset.points @ matrices.mT + translations[:, None]
+    return replace(asset, shifts=places - asset.points, turns=turns), matrices, translations
+
+
+def test_a_rigid_motion_costs_no_stretch_and_moves_everything_alike():
+    asset, matrices, translations = rigid(controlled())
+    assert asset.stretch() < 1e-10
+    assert controlled().stretch() > 1e-3
+    scene = asset.slices(torch.tensor(asset.keys))
+    torch.testing.assert_close(scene.means, asset.means @ matrices.mT + translations[:, None], atol=1e-5, rtol=1e-5)
+    still = Gaussians(asset.means, asset.quaternions, asset.log_scales, scene.opacities, asset.colours)
+    turned = matrices[:, None] @ still.covariances @ matrices[:, None].mT
+    torch.testing.assert_close(scene.covariances, turned, atol=1e-6, rtol=1e-4)
+
+
+def test_skinning_weights_sum_to_one_over_four_bones():
+    asset = controlled()
+    weights = asset.weights()
+    torch.testing.assert_close(weights.sum(1), torch.ones(len(asset.means)))
+    assert ((weights > 0).sum(1) <= 4).all()
+
+
+def test_the_curve_passes_through_its_keys_and_is_exact_for_parabolas():
+    keys = torch.tensor([0.0, 1.0, 1.5, 3.0, 4.0], dtype=torch.float64)
+    torch.testing.assert_close(hermite(keys, keys), torch.eye(5, dtype=torch.float64))
+    times = torch.linspace(-1, 5, 60, dtype=torch.float64)
+    torch.testing.assert_close(hermite(times, keys) @ keys.clone(), times.clamp(0, 4))
+    even = torch.arange(6, dtype=torch.float64)
+    inner = torch.linspace(1, 4, 31, dtype=torch.float64)
+    torch.testing.assert_close(hermite(inner, even) @ even**2, inner**2)
+    assert hermite(times, keys[:1]).shape == (60, 1) and (hermite(times, keys[:1]) == 1).all()
+
+
+def test_procrustes_finds_the_rotation():
+    generator = torch.Generator().manual_seed(6)
+    rest, turns = torch.randn(12, 3, generator=generator), torch.randn(4, 4, generator=generator)
+    places = torch.einsum("tij,nj->tni", rotations(turns), rest) + torch.randn(4, 1, 3, generator=generator)
+    found = procrustes(rest, places, neighbours(places, 5))
+    torch.testing.assert_close(found, rotations(turns)[:, None].expand(4, 12, 3, 3), atol=1e-4, rtol=1e-4)
+
+
+def test_quaternion_products_are_products_of_rotations_and_signs_are_continued():
+    first, second = torch.randn(2, 20, 4, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
+    torch.testing.assert_close(rotations(multiplied(first, second)), rotations(first) @ rotations(second))
+    flipped = torch.stack([first, -first, first])
+    assert (continued(flipped) == first).all()
+
+
+# --- how surfaces move ------------------------------------------------------------------------------------------------
+
+
+def test_matching_follows_a_surface_that_turns_and_stretches():
+    generator = torch.Generator().manual_seed(0)
+    places = torch.nn.functional.normalize(torch.randn(3000, 3, generator=generator), dim=-1) * torch.tensor(
+        [0.4, 0.2, 0.1]
+    )
+    colours = (places[:, :1] > 0.1).float().expand(-1, 3)
+    linear = rotations(torch.tensor([0.97, 0.1, 0.15, 0.1])) * torch.tensor([1.1, 1.0, 1.0])
+    shift = torch.tensor([0.05, 0.1, 0.0])
+    start = Cloud(places[:1500], torch.zeros(1500), colours[:1500], 1.0)
+    other = Cloud(places[1500:] @ linear.mT + shift, torch.ones(1500), colours[1500:], 1.0)
+    moved = tracked(start, [other], start.means, generator)[0]
+    truth = start.means @ linear.mT + shift
+    assert (moved - truth).norm(dim=-1).mean() < 0.25 * (start.means - truth).norm(dim=-1).mean()
+
+
+def test_an_affine_motion_is_found_exactly_from_its_values():
+    generator = torch.Generator().manual_seed(0)
+    places, queries = torch.randn(2, 80, 3, generator=generator)
+    values = torch.tensor([0.3, -0.2, 0.1]).expand(80, 3)
+    torch.testing.assert_close(locally_affine(places, values, queries, 0.5), values, rtol=1e-4, atol=1e-4)
 
 
 # --- one instant ----------------------------------------------------------------------------------------------------

@@ -57,6 +57,8 @@ class FitConfig:
     final_rate: float = 0.05  # what is left of them at the end; they fall exponentially
     coarse: float = 0.0  # share of the iterations, the first ones, at half resolution
     hull_resolution: int = 48  # voxels per side
+    thinnest: float = 0.3  # no axis of a Gaussian gets shorter than so many pixels at the object's distance
+    needle: float = 4.0  # nor the longest longer than so many times the middle one
     confidence: bool = False  # trust a cell by its similarity to the render (Diffusion²), against inconsistent grids
     weights: LossWeights = field(default_factory=LossWeights)
     seed: int = 0
@@ -127,6 +129,7 @@ def fit(
         stages.insert(0, flat_targets(grid.resized(max(16, grid.size[0] // 2), max(16, grid.size[1] // 2)), trusted))
     state = resume or initial_state(grid, config)
     rates = MOTIONS[config.motion].rates()
+    thinnest = config.thinnest * 2 * seen_region(grid.cameras).half / max(grid.size)
     stopped = ""
     for step in range(state.step, config.iterations):
         targets = stages[0] if step < config.coarse * config.iterations else stages[-1]
@@ -137,6 +140,7 @@ def fit(
                 break
             decay = config.rate * config.final_rate ** (step / config.iterations)
             state = _adam(state, gradients, {name: rate * decay for name, rate in rates.items()})
+            bounded_shapes(state.tensors["asset.log_scales"], thinnest, config.needle)
         done = step + 1
         if on_state is not None and config.state_every and done % config.state_every == 0:
             on_state(state)
@@ -257,6 +261,14 @@ def _adam(state: FitState, gradients: dict[str, Tensor], rates: dict[str, float]
         tensors[f"asset.{name}"] = torch.addcdiv(tensors[f"asset.{name}"], mean, scale, value=-step)
         tensors[f"mean.{name}"], tensors[f"square.{name}"] = mean, square
     return FitState(count, tensors, state.motion)
+
+
+def bounded_shapes(log_scales: Float[Tensor, "point 3"], thinnest: float, needle: float) -> None:
+    """Brings shapes back, in place, to those that look right from sides and at sizes that no picture showed."""
+    if thinnest > 0:
+        log_scales.clamp_min_(math.log(thinnest))
+    middle = log_scales.median(-1, keepdim=True).values
+    torch.minimum(log_scales, middle + math.log(needle), out=log_scales)
 
 
 def _part(state: FitState, part: str) -> dict[str, Tensor]:

@@ -32,7 +32,7 @@ class Cloud:
         """The points of each moment, in the order of time."""
         return [self[self.times == moment] for moment in self.times.unique()]
 
-    def spacing(self, points: float) -> float:
+    def spacing(self, points: int | float) -> float:
         """Typical distance between neighbours when a moment has so many points."""
         return math.sqrt(self.area / points)
 
