@@ -114,8 +114,8 @@ def border_background(
     colours = rearrange(rgb[:, :, rim], "frame c n -> (frame n) c").double()
     basis = terms[rim].repeat(rgb.shape[0], 1).double()  # (F n, 6)
     distance = (colours - colours.median(0).values).abs().amax(1)
-    if colours.shape[0] > 200_000:  # a long clip's border repeats itself
-        keep = torch.linspace(0, colours.shape[0] - 1, 200_000).long()
+    if colours.shape[0] > 50_000:  # a long clip's border repeats itself
+        keep = torch.linspace(0, colours.shape[0] - 1, 50_000).long()
         colours, basis, distance = colours[keep], basis[keep], distance[keep]
     ridge = 1e-3 * torch.diag(torch.tensor([0.0, 1, 1, 1, 1, 1], dtype=torch.float64)) * basis.shape[0]
     for _ in range(8):  # each round fits those border pixels that the last one explained best
