@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from einops import rearrange
 from jaxtyping import Float
@@ -53,11 +55,13 @@ class ModulatedBlock(nn.Module):
     """Transformer block whose norms and gates follow a condition per picture (adaLN-zero of DiT, one per cell).
 
     Every token of a picture gets that picture's shift, scale and gate, so camera and time speak at every block.
+    A block of `rows` lets a token see its own row of every picture, which is where a camera that goes around at one
+    height finds the same point again; the others let it see every token of the clip.
     """
 
-    def __init__(self, width: int, heads: int, across_pictures: bool, expansion: int = 4):
+    def __init__(self, width: int, heads: int, rows: bool, expansion: int = 4):
         super().__init__()
-        self.across_pictures = across_pictures
+        self.rows = rows
         self.norm1 = nn.LayerNorm(width, elementwise_affine=False)
         self.norm2 = nn.LayerNorm(width, elementwise_affine=False)
         self.attention = Attention(width, heads)
@@ -69,10 +73,11 @@ class ModulatedBlock(nn.Module):
     def forward(
         self, x: Float[Tensor, "b p s width"], condition: Float[Tensor, "b p width"]
     ) -> Float[Tensor, "b p s width"]:
+        side = math.isqrt(x.shape[2])
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition)[:, :, None].chunk(6, -1)
         tokens = self.norm1(x) * (1 + scale1) + shift1  # (B, P, S, D)
-        groups = "b (p s) d" if self.across_pictures else "(b p) s d"
-        mixed = self.attention(rearrange(tokens, f"b p s d -> {groups}"))
-        x = x + gate1 * rearrange(mixed, f"{groups} -> b p s d", b=x.shape[0], p=x.shape[1])
+        groups = "(b i) (p j) d" if self.rows else "b (p i j) d"
+        mixed = self.attention(rearrange(tokens, f"b p (i j) d -> {groups}", i=side))
+        x = x + gate1 * rearrange(mixed, f"{groups} -> b p (i j) d", b=len(x), p=x.shape[1], i=side)
         hidden = self.expand(self.norm2(x) * (1 + scale2) + shift2)
         return x + gate2 * self.contract(nn.functional.gelu(hidden, approximate="tanh"))

@@ -57,15 +57,14 @@ class SmallPrior(nn.Module):
         super().__init__()
         self.config = config
         width = config.width
-        self.embed = nn.Linear(2 * config.channels, width)
+        self.embed = nn.Linear(3 * config.channels, width)
         self.position = nn.Parameter(0.02 * torch.randn(config.cells**2, width))
         self.null_picture = nn.Parameter(torch.zeros(config.channels, 1, 1))
         self.noise_mlp = nn.Sequential(nn.Linear(128, width), nn.SiLU(), nn.Linear(width, width))
         self.place_mlp = nn.Sequential(nn.Linear(PLACE_WIDTH, width), nn.SiLU(), nn.Linear(width, width))
         self.place_token = nn.Linear(width, width)
-        # Every other block looks within its picture only: half the attention's cost, and shapes need both.
         self.blocks = nn.ModuleList(
-            ModulatedBlock(width, config.heads, across_pictures=bool(index % 2)) for index in range(config.depth)
+            ModulatedBlock(width, config.heads, rows=index % 2 == 0) for index in range(config.depth)
         )
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.modulation = nn.Linear(width, 2 * width)
@@ -82,7 +81,9 @@ class SmallPrior(nn.Module):
         kept: Bool[Tensor, " b"],
     ) -> Float[Tensor, "b p c h w"]:
         picture = torch.where(kept[:, None, None, None], condition.picture, self.null_picture)
-        paired = torch.cat([x, repeat(picture, "b c h w -> b p c h w", p=x.shape[1])], 2)  # (B, P, 2C, h, w)
+        # The given picture, and its mirror image: seen from behind, an outline is the mirror of that from the front.
+        known = repeat(torch.cat([picture, picture.flip(-1)], 1), "b c h w -> b p c h w", p=x.shape[1])
+        paired = torch.cat([x, known], 2)  # (B, P, 3C, h, w)
         place = self.place_mlp(place_features(condition))  # (B, P, D)
         tokens = self.embed(rearrange(paired, "b p c h w -> b p (h w) c")) + self.position
         tokens = tokens + self.place_token(place)[:, :, None]  # (B, P, hw, D)

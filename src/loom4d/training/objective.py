@@ -241,7 +241,7 @@ def draw(prior: SmallPrior, condition: ClipCondition, noise: Tensor, steps: int 
         return euler(denoise, noise * sigmas[0].item(), sigmas)
 
 
-def some_clips(grids: LatentGrids, count: int, generator: torch.Generator, video_share: float = 0.4) -> Clips:
+def some_clips(grids: LatentGrids, count: int, generator: torch.Generator, video_share: float = 0.3) -> Clips:
     """Random clips: `video_share` of them over time (mostly given their first frame), the rest over views."""
 
     def any_of(limit: int, size: int) -> Tensor:
