@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from loom4d.denoisers.stable import Kind, Sizes, decoder_dtype
@@ -167,7 +168,7 @@ class FusedAttention(TorchFunctionMode):
 
 
 class Alive(TorchDispatchMode):
-    """Adds up the storages that operations make, while they live."""
+    """Adds up the storages that operations make, while they live. Views, and what was there before, count nothing."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -175,20 +176,23 @@ class Alive(TorchDispatchMode):
         self.known: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for tensor in tree_leaves((args, kwargs)):
+            self._count(tensor, new=False)
         result = func(*args, **(kwargs or {}))
-        torch.utils._pytree.tree_map_only(Tensor, self._count, result)
+        for tensor in tree_leaves(result):
+            self._count(tensor, new=True)
         return result
 
-    def _count(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        name = storage._cdata
-        if name in self.known:
+    def _count(self, tensor: Any, new: bool) -> None:
+        if not isinstance(tensor, Tensor):
             return
-        self.known.add(name)
-        size = storage.nbytes()
-        self.now += size
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._free, name, size)
+        storage = tensor.untyped_storage()
+        name, size = storage._cdata, storage.nbytes() if new else 0
+        if name not in self.known:
+            self.known.add(name)
+            self.now += size
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._free, name, size)
 
     def _free(self, name: int, size: int) -> None:
         self.known.discard(name)

@@ -7,6 +7,7 @@ are told a vector of sinusoids per picture. Only the vector differs; `svd` and `
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -175,8 +176,8 @@ def _filled(record: Any, values: dict[str, Any], where: str) -> Any:
 
 def sinusoids(values: Float[Tensor, "*b"], width: int) -> Float[Tensor, "*b width"]:
     """[cos(z ωⱼ)]ⱼ ‖ [sin(z ωⱼ)]ⱼ with ωⱼ = 10000^(−j/(width/2)): how every number reaches the networks."""
-    exponents = torch.arange(width // 2, dtype=torch.float32) / (width // 2)
-    angles = values.float()[..., None] * torch.exp(-torch.log(torch.tensor(10000.0)) * exponents).to(values.device)
+    steps = torch.arange(width // 2, dtype=torch.float32, device=values.device)
+    angles = values.float()[..., None] * torch.exp(-math.log(10000) * steps / (width // 2))  # bit for bit as theirs
     return torch.cat([angles.cos(), angles.sin()], -1)
 
 
