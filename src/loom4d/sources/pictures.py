@@ -49,9 +49,10 @@ def opened(path: Path) -> Iterator[Image.Image]:
                 refuse_size(path, image.height, image.width)
                 yield image
     except UnidentifiedImageError as error:
-        start = path.read_bytes()[:8]
+        with open(path, "rb") as file:
+            start = file.read(16)
         known = next((name for signature, name in SIGNATURES.items() if start.startswith(signature)), None)
-        if known and not (start.startswith(b"RIFF") and b"WEBP" not in path.read_bytes()[:16]):
+        if known and (known != "WebP" or b"WEBP" in start):  # AVI is a RIFF too
             raise InputError(f"{path}: a damaged {known} file; save it again from its source") from error
         raise NotAPicture from error
     except Image.DecompressionBombError as error:
