@@ -28,7 +28,7 @@ from loom4d.grid import ImageGrid, straight, to_bytes
 from loom4d.methods.diffusion_squared import PRESETS, DiffusionSquaredConfig, Weaver
 from loom4d.runs import result_of
 from loom4d.sources.procedural import procedural_grid
-from loom4d.training.shards import default_folder, open_shards
+from loom4d.training.shards import ShardConfig, Shards, default_folder, make_shards, open_shards
 
 
 def with_pictures(grid: ImageGrid, premultiplied: torch.Tensor) -> ImageGrid:
@@ -42,9 +42,8 @@ def ceiling(grid: ImageGrid, family: Family) -> ImageGrid:
     return with_pictures(grid, family.decode(latents))
 
 
-def nearest_training_view(picture: torch.Tensor, data: Path) -> torch.Tensor:
+def nearest_training_view(picture: torch.Tensor, shards: Shards) -> torch.Tensor:
     """Orbit of the training object whose picture (any view, any frame) is nearest, seen from where it matches."""
-    shards = open_shards(data)
     ours = (picture * 255).round().short()
     best, found = float("inf"), (0, 0, 0, 0)
     for number, shard in enumerate(shards.pictures):
@@ -58,7 +57,7 @@ def nearest_training_view(picture: torch.Tensor, data: Path) -> torch.Tensor:
     return torch.from_numpy(np.array(orbit)).float() / 255
 
 
-def orbits(truth: ImageGrid, family: Family, config: DiffusionSquaredConfig, data: Path) -> dict[str, ImageGrid]:
+def orbits(truth: ImageGrid, family: Family, config: DiffusionSquaredConfig, data: Shards) -> dict[str, ImageGrid]:
     picture, first = truth[:1, :1], truth[:, :1]
     column = result_of(Weaver(picture, family, config, None).column())
     copied = picture.premultiplied.expand(truth.views, -1, -1, -1, -1)
@@ -114,23 +113,32 @@ def main(
     preset: str = "default",
     priors: Path | None = None,
     data: Path | None = None,
+    training_objects: int = 640,
+    views: int = 8,
+    frames: int = 8,
+    steps: int | None = None,
     out: Path | None = None,
 ) -> None:
     """Scores on `objects` held-out procedural objects from seed `first` on, and pictures in `out`."""
     begun = time.monotonic()
-    family, config = DENOISERS["small"](priors), PRESETS[preset]()
-    folder = (data or default_folder()) / "train_8x8x64"
+    family = DENOISERS["small"](priors)
+    config = replace(PRESETS[preset](), views=views, frames=frames)
+    config = config if steps is None else replace(config, steps=steps)
+    folder = (data or default_folder()) / f"train_{views}x{frames}x{family.resolution}"
+    drawn = ShardConfig(folder, training_objects, "train", views, frames, family.resolution)
+    result_of(make_shards(drawn))
+    seen = open_shards(folder, training_objects)
     scores: dict[str, dict[str, list[dict[str, float]]]] = {"orbit": {}, "completion": {}}
     clips: list[dict[str, float]] = []
     strips: dict[str, list[np.ndarray]] = {"orbit": [], "completion": []}
-    unseen = torch.ones(8, 8, dtype=torch.bool)
+    unseen = torch.ones(views, frames, dtype=torch.bool)
     unseen[0], unseen[:, 0] = False, False
     for seed in range(first, first + objects):
-        truth = procedural_grid(seed, 8, 8, family.resolution, split="test")
-        tasks = {"orbit": orbits(truth, family, config, folder), "completion": completions(truth, family, config)}
+        truth = procedural_grid(seed, views, frames, family.resolution, split="test")
+        tasks = {"orbit": orbits(truth, family, config, seen), "completion": completions(truth, family, config)}
         for task, results in tasks.items():
             target = truth[:, :1] if task == "orbit" else truth
-            cells = unseen if task == "completion" else torch.arange(8)[:, None] > 0
+            cells = unseen if task == "completion" else torch.arange(views)[:, None] > 0
             for name, grid in results.items():
                 scores[task].setdefault(name, []).append(compare(grid, target, cells))
             shown = [strip(target), strip(next(iter(results.values()))), strip(results["autoencoder ceiling"])]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 
 from loom4d import native
 from loom4d.denoisers import DENOISERS, Family
-from loom4d.evaluation.scores import foreground_psnr
+from loom4d.evaluation.scores import foreground_psnr, psnr
 from loom4d.export.video import OrbitOptions, write_orbit
 from loom4d.gaussians.asset import load_asset, render, save_asset
 from loom4d.gaussians.fit import FitConfig, FitState, balanced, fit
@@ -26,6 +26,7 @@ from loom4d.gaussians.rasterize import default_backend
 from loom4d.grid import ImageGrid, contact_sheet, load_grid, save_grid
 from loom4d.methods import METHODS
 from loom4d.runs import Event, InputError, Run, Work, result_of
+from loom4d.sources.assets import is_asset
 from loom4d.sources.framing import Config as SourceConfig
 from loom4d.sources.framing import load
 from loom4d.viewer import write_page
@@ -154,8 +155,11 @@ def _recorded(run: Run, event: Event) -> Event:
 
 def _prepare(path: Path, config: GenerateConfig, imagining: Any, family: Family, run: Run) -> Stage:
     def make() -> Work[dict[str, Any]]:
-        frames = imagining.views if config.source.kind == "orbit" else imagining.frames
-        given = yield from load(path, frames, family.resolution, config.source)
+        source = replace(config.source, views=imagining.views)
+        pictures = imagining.views if source.kind == "orbit" else imagining.frames
+        if is_asset(path):
+            pictures = 1  # a model is taken as it stands at the first instant; its motion is imagined
+        given = yield from load(path, pictures, family.resolution, source)
         save_grid(given, run.path / "input")
         return {"views": given.views, "frames": given.frames, "resolution": family.resolution}
 
@@ -188,9 +192,13 @@ def _fit(grid: ImageGrid, given: ImageGrid, config: GenerateConfig, run: Run) ->
         asset = yield from fit(grid, config.fitting, trust, resume=resume, on_state=keep)
         save_asset(asset, run.path / "asset.safetensors")
         shown = render(asset, grid.cameras, grid.times, *grid.size)
-        psnr = foreground_psnr(shown, grid)
-        facts = {"backend": backend, "foreground_psnr": round(psnr.nanmean().item(), 2)}
-        return facts | {"input_view_psnr": round(psnr[0].nanmean().item(), 2)}
+        followed = render(asset, given.cameras, given.times, *given.size)
+        return {
+            "backend": backend,
+            "foreground_psnr": round(foreground_psnr(shown, grid).nanmean().item(), 2),
+            "input_psnr": round(psnr(followed.on(1.0), given.on(1.0)), 2),
+            "input_foreground_psnr": round(foreground_psnr(followed, given).nanmean().item(), 2),
+        }
 
     return Stage(make, lambda: load_asset(run.path / "asset.safetensors"))
 
