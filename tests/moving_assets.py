@@ -32,6 +32,32 @@ def spacetime_asset(points: int = 400, harmonics: int = 1, degree: int = 0, seed
     )
 
 
+def as_spacetime(asset: Swinging, pieces: int = 24) -> Spacetime:
+    """The same motion in native 4D: each Gaussian many times, alive for a while, at the velocity it then has."""
+    parts, unit = [], 0.1  # in which durations are long beside the sizes in space, so that θ is what it is meant to be
+    for piece in range(pieces):
+        time = (piece + 0.5) / pieces
+        now = asset.at(time)
+        velocity = unit * (asset.at(time + 1e-3).means - asset.at(time - 1e-3).means) / 2e-3
+        # tilting the t axis towards u by θ = atan|v| takes θ/2 from either side; quaternions count (t, z, y, x)
+        half = torch.atan(velocity.norm(dim=-1, keepdim=True)) / 2
+        tilt = half.sin() * torch.nn.functional.normalize(velocity, dim=-1).flip(-1)
+        parts.append(
+            {
+                "means": now.means,
+                "times": torch.full((len(now.means),), time / unit),
+                "log_scales": asset.log_scales,
+                "log_durations": torch.full((len(now.means),), math.log(0.5 / pieces / unit)),
+                "left": torch.cat([half.cos(), tilt], -1),
+                "right": torch.cat([half.cos(), -tilt], -1),
+                "opacity_logits": torch.logit(now.opacities),
+                "colours": now.colours[:, None],
+            }
+        )
+    joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return Spacetime(**joined, start=0.0, end=1.0, unit=unit)
+
+
 class Swinging:
     """A ball that swings around the y axis, twice to each side: a motion that no exporter knows."""
 
@@ -77,3 +103,14 @@ class Swinging:
     @staticmethod
     def from_tensors(tensors: dict[str, torch.Tensor], config: dict) -> Swinging:
         return Swinging()
+
+    @staticmethod
+    def initial(cloud, times: torch.Tensor) -> Swinging:
+        return Swinging()
+
+    @staticmethod
+    def rates() -> dict[str, float]:
+        return {}
+
+    def penalty(self) -> torch.Tensor:
+        return torch.zeros(())

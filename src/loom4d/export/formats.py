@@ -7,6 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from loom4d.export.glb import write_glb
+from loom4d.export.mesh import MeshOptions
+from loom4d.export.ply import PlyOptions, write_ply_sequence
+from loom4d.export.splatv import SplatvOptions, write_splatv
+from loom4d.export.transforms import TransformsOptions, write_asset_transforms
+from loom4d.export.usd import UsdOptions, write_usd
 from loom4d.export.video import OrbitOptions, write_orbit
 from loom4d.gaussians.motion import DynamicGaussians
 
@@ -25,6 +31,11 @@ FORMATS: dict[str, Format] = {
     "mp4": Format(write_orbit, OrbitOptions, ".mp4", "clip for every player (H.264)"),
     "webp": Format(write_orbit, OrbitOptions, ".webp", "animated picture, transparent if wished"),
     "gif": Format(write_orbit, OrbitOptions, ".gif", "animated picture for where nothing else plays"),
+    "glb": Format(write_glb, MeshOptions, ".glb", "animated mesh for Blender, Unity, Unreal and the web"),
+    "usd": Format(write_usd, UsdOptions, ".usdc", "time-sampled splats, or a mesh, for film tools and Omniverse"),
+    "ply": Format(write_ply_sequence, PlyOptions, "", "folder of splat files, one per instant"),
+    "splatv": Format(write_splatv, SplatvOptions, ".splatv", "one small file for splaTV and gsplat.js"),
+    "grid": Format(write_asset_transforms, TransformsOptions, "", "pictures and transforms.json for other trainers"),
 }
 
 
