@@ -2,7 +2,9 @@
 
 import importlib.util
 import json
+import runpy
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -263,3 +265,19 @@ def test_a_failed_download_is_one_line(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match=words) as caught:
             catalogue.get("sv3d_p", tmp_path)
         assert "\n" not in str(caught.value)
+
+
+# --- benchmark -----------------------------------------------------------------------------------------------------
+
+
+@needs_diffusers
+def test_the_benchmark_runs_anywhere_and_counts_the_published_asset(capsys):
+    path = Path(__file__).parents[1] / "benchmarks" / "full_size.py"
+    benchmark = runpy.run_path(str(path))
+    short = ["--repeats", "1", "--grid-steps", "1", "--rows", "2", "--columns", "2"]
+    report = benchmark["main"](["--tiny", *short])
+    assert json.loads(capsys.readouterr().out)["counted"] == report["counted"]
+    assert report["projected_seconds"]["total"] > report["grid"]["seconds_per_step"] > 0
+    counted = benchmark["main"](["--count-only"])["counted"]
+    # Others counted 175 PFLOP with the queries that a single token does not need, and with encoding the conditions.
+    assert counted["asset_pflop"] == pytest.approx(0.9605 * (175.0 - 2.2) + 2.0, rel=0.01)

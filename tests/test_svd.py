@@ -139,6 +139,13 @@ def test_known_cross_attention_equals_diffusers_own(twins):
     assert relative(ours, theirs) < 1e-5
 
 
+def test_the_layout_of_weights_changes_nothing(twins):
+    model, given, level = twins["sv3d"][1], inputs("sv3d"), torch.tensor([0.3, 0.3])
+    condition = model.unet.condition(given["picture"], given["token"], given["vector"])
+    before = model.unet(given["x"], level, condition)
+    assert relative(unet.channels_last(model.unet)(given["x"], level, condition), before) < 1e-5
+
+
 def test_the_conditioning_encoder_equals_the_original(twins, kind):
     twin, model = twins[kind]
     pictures = torch.rand(2, 3, 64, 64) * 2 - 1

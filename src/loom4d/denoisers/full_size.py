@@ -14,6 +14,7 @@ from loom4d.denoisers import memory, stable, sv3d, svd
 from loom4d.denoisers.family import Family
 from loom4d.denoisers.memory import Plan
 from loom4d.denoisers.stable import Sizes, Stable, Unet
+from loom4d.denoisers.unet import channels_last
 from loom4d.diffusion.schedules import SIGMA_MAX, SIGMA_MIN
 from loom4d.runs import InputError
 from loom4d.sources.matting import flooded
@@ -32,6 +33,7 @@ class FullSizeConfig:
     device: str = "cpu"
     max_memory_gb: float | None = None  # on that device; None takes what is fastest
     compiled: bool = False  # both UNets by torch.compile, for the shapes they meet
+    channels_last: bool = False  # layout of the UNets' convolutions
     svd: svd.SVDConfig = field(default_factory=svd.SVDConfig)
     sv3d: sv3d.SV3DConfig = field(default_factory=sv3d.SV3DConfig)
 
@@ -101,6 +103,9 @@ def family(
     config = config or FullSizeConfig()
     shelf = Shelf(torch.device(config.device), (video.unet, multiview.unet) if settings.resident else ())
     video, multiview = replace(video, fetch=shelf.fetch), replace(multiview, fetch=shelf.fetch)
+    if config.channels_last:
+        for model in (video, multiview):
+            channels_last(model.unet)
     unets = [_fetched(model, config.compiled) for model in (video, multiview)]
 
     def encode(premultiplied: Float[Tensor, "b 4 height width"]) -> Float[Tensor, "b c h w"]:

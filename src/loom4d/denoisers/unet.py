@@ -208,6 +208,14 @@ class ClipUNet(nn.Module):
         return rearrange(out, "(clip frame) c h w -> clip frame c h w", frame=frames)
 
 
+def channels_last(unet: ClipUNet) -> ClipUNet:
+    """The same network with its two-dimensional convolutions' weights laid out channels-last, in place."""
+    for parameter in unet.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return unet
+
+
 # --- names ---------------------------------------------------------------------------------------------------------
 
 RESIDUAL = {
