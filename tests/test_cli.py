@@ -165,6 +165,15 @@ def test_unknown_names_are_answered_with_the_known_ones(tmp_path, picture, capsy
     assert code == 2 and "autoencoder, prior" in error
 
 
+def test_weights_are_listed_and_checked(tmp_path, capsys):
+    main(["weights", "list"])
+    assert "sv3d_p" in capsys.readouterr().out
+    main(["weights", "check", "svd_xt", "--folder", str(tmp_path)])
+    assert "not there" in capsys.readouterr().out
+    code, error = call("weights", "get", "sv3d_p", "--commercial-only", "--folder", tmp_path, capsys=capsys)
+    assert code == 2 and "Community License" in error
+
+
 def test_fit_and_view_take_a_run_folder(tmp_path, picture, checkpoints, capsys):
     call("generate", picture, "--out", tmp_path / "run", "--checkpoints", checkpoints, *QUICK, capsys=capsys)
     code, error = call(
@@ -183,6 +192,10 @@ def test_fit_and_view_take_a_run_folder(tmp_path, picture, checkpoints, capsys):
     (tmp_path / "fit" / "viewer.html").unlink()
     code, error = call("view", tmp_path / "fit", "--no-browser", capsys=capsys)
     assert code == 0 and (tmp_path / "fit" / "viewer.html").exists()
+    code, error = call("export", tmp_path / "fit", "--to", "ply", capsys=capsys)
+    assert code == 0 and list((tmp_path / "fit" / "export" / "asset_ply").glob("*.ply"))
+    code, error = call("export", tmp_path / "fit", "--to", "obj", capsys=capsys)
+    assert code == 2 and "choose one of mp4" in error
     code, error = call("view", tmp_path, "--no-browser", capsys=capsys)
     assert code == 2 and "give a run folder" in error
 

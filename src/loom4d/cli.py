@@ -21,7 +21,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from loom4d import native, pipeline
+from loom4d.denoisers import catalogue
+from loom4d.denoisers.full_size import FullSizeConfig
 from loom4d.denoisers.weights import load_autoencoder, load_prior
+from loom4d.export import FORMATS, export
 from loom4d.export.video import OrbitOptions
 from loom4d.gaussians.asset import load_asset, save_asset
 from loom4d.gaussians.fit import PRESETS as FIT_PRESETS
@@ -83,6 +86,7 @@ def generate(
     method: str = "diffusion-squared",
     priors: str = "small",
     checkpoints: Path | None = None,
+    full_size: FullSizeConfig = FullSizeConfig(),  # noqa: B008
     source: SourceConfig = pipeline.GenerateConfig().source,  # noqa: B008 (frozen)
     imagining: DiffusionSquaredConfig = DiffusionSquaredConfig(),  # noqa: B008
     fitting: FitConfig = FitConfig(),  # noqa: B008
@@ -102,6 +106,7 @@ def generate(
         preset=preset,
         priors=priors,
         checkpoints=checkpoints,
+        full_size=full_size,
         seed=seed,
         source=source,
         imagining=replace(imagining, seed=seed),
@@ -150,6 +155,59 @@ def view(run: Annotated[Path, tyro.conf.Positional], /, browser: bool = True) ->
     if browser and not webbrowser.open(page.resolve().as_uri()):
         console.print("no browser could be started here")
     console.print(str(page))
+
+
+def export_command(
+    run: Annotated[Path, tyro.conf.Positional],
+    /,
+    to: str,
+    out: Path | None = None,
+) -> None:
+    """Write a run's asset in a format that other programs read.
+
+    Args:
+        run: A run folder, or any folder with asset.safetensors.
+        to: mp4, webp, gif, glb, usd, ply, splatv or grid.
+        out: File or folder to write; by default beside the asset, named after the format.
+    """
+    if to not in FORMATS:
+        raise InputError(f"unknown format {to!r}; choose one of {', '.join(FORMATS)}")
+    target = out or run / "export" / f"asset{FORMATS[to].suffix or '_' + to}"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    export(load_asset(run / "asset.safetensors"), target, to)
+    console.print(f"wrote {target}")
+
+
+def weights(
+    action: Annotated[Literal["list", "check", "get"], tyro.conf.Positional],
+    name: Annotated[str | None, tyro.conf.Positional] = None,
+    /,
+    folder: Path = Path("checkpoints"),
+    commercial_only: bool = False,
+    checksum: bool = False,
+) -> None:
+    """List, check or fetch the weight files of the full-size priors.
+
+    Args:
+        action: What to do.
+        name: Which file; all of them by default.
+        folder: Where the files are, or go.
+        commercial_only: Refuse what may not be used commercially without further conditions.
+        checksum: Read whole files and say their SHA-256.
+    """
+    names = [name] if name else [one.name for one in catalogue.listed(commercial_only)]
+    for one in names:
+        entry = catalogue.entry(one)
+        if action == "get":
+            console.print(f"wrote {catalogue.get(one, folder, commercial_only)}")
+        elif action == "check":
+            console.print(catalogue.check(one, folder, checksum).message)
+        else:
+            size = f"{entry.bytes / 1e9:.2f} GB" if entry.bytes else "size not published"
+            use = f"commercial use {entry.commercial}" + (f": {entry.note}" if entry.note else "")
+            console.print(f"{entry.name}: {entry.title}, {size}, {entry.licence}, {use}. {entry.page}")
+    if not names:
+        console.print("nothing in the catalogue may be used commercially without conditions")
 
 
 def train(
@@ -223,6 +281,8 @@ def commands(arguments: list[str]) -> dict[str, Callable[..., None]]:
         "generate": functools.partial(generate, imagining=imagining, fitting=fitting),
         "fit": functools.partial(fit_command, fitting=fitting),
         "view": view,
+        "export": export_command,
+        "weights": weights,
         "train": train,
         "doctor": doctor,
     }

@@ -17,6 +17,7 @@ import torch
 
 from loom4d import native
 from loom4d.denoisers import DENOISERS, Family
+from loom4d.denoisers.full_size import FullSizeConfig
 from loom4d.evaluation.scores import foreground_psnr, psnr
 from loom4d.export.video import OrbitOptions, write_orbit
 from loom4d.gaussians.asset import load_asset, render, save_asset
@@ -42,6 +43,7 @@ class GenerateConfig:
     preset: str = "default"  # of the method's presets
     priors: str = "small"  # of DENOISERS
     checkpoints: Path | None = None  # folder of weight files; None takes what ships with the package
+    full_size: FullSizeConfig = field(default_factory=FullSizeConfig)  # how full-size priors run here
     seed: int = 0
     source: SourceConfig = field(default_factory=lambda: SourceConfig(fill=0.75, elevation_deg=5.0))
     imagining: Any = None  # the method's configuration; None is the preset's
@@ -76,7 +78,7 @@ def generating(path: Path, out: Path, config: GenerateConfig) -> Work[DynamicGau
         out, {"input": path.name, "content": fingerprint(path), **as_json(config), "imagining": as_json(imagining)}
     )
     try:
-        family = DENOISERS[config.priors](config.checkpoints)
+        family = DENOISERS[config.priors](config.checkpoints, config.full_size)
         given = yield from _stage(run, "sources", _prepare(path, config, imagining, family, run))
         grid = yield from _stage(run, "imagine", _imagine(given, config, imagining, family, run))
         asset = yield from _stage(run, "fit", _fit(grid, given, config, run))
@@ -155,8 +157,9 @@ def _recorded(run: Run, event: Event) -> Event:
 
 def _prepare(path: Path, config: GenerateConfig, imagining: Any, family: Family, run: Run) -> Stage:
     def make() -> Work[dict[str, Any]]:
-        source = replace(config.source, views=imagining.views)
-        pictures = imagining.views if source.kind == "orbit" else imagining.frames
+        views, frames = imagining.views or family.views, imagining.frames or family.frames
+        source = replace(config.source, views=views)
+        pictures = views if source.kind == "orbit" else frames
         if is_asset(path):
             pictures = 1  # a model is taken as it stands at the first instant; its motion is imagined
         given = yield from load(path, pictures, family.resolution, source)

@@ -34,8 +34,11 @@ def clip_times(times: Float[Tensor, " frame"], given_frame: int) -> Float[Tensor
     return (times - times[given_frame]) / torch.where(span > 0, span, torch.ones_like(span))
 
 
-def small(folder: Path | None = None) -> Family:
-    """The small priors from `folder`, or those that ship with the package: 64² pictures, 8 views, 8 frames."""
+def small(folder: Path | None = None, settings: object = None) -> Family:
+    """The small priors from `folder`, or those that ship with the package: 64² pictures, 8 views, 8 frames.
+
+    They have no `settings`; other families do.
+    """
     autoencoder, _ = load_autoencoder(folder)
     prior, _ = load_prior(folder)
     side = prior.config.cells

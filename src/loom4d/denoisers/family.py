@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -96,4 +96,4 @@ class Family:
     image: ImagePrior | None = None  # the cells' own prior, where the family has one
 
 
-Loader = Callable[[Path | None], Family]  # folder of checkpoints, or None for what ships with the package
+Loader = Callable[[Path | None, Any], Family]  # (folder of checkpoints or None for the package's own, settings or None)

@@ -40,8 +40,8 @@ class DiffusionSquaredConfig:
     """Every choice of the method; `paper`, `released` and `default` below are the presets."""
 
     seed: int = 0
-    views: int = 8
-    frames: int = 8
+    views: int | None = None  # None is the family's own number
+    frames: int | None = None  # likewise
     seconds: float = 1.0  # length of the clip that a single picture becomes
     steps: int = 24
     schedule: str = "karras"  # of SCHEDULES
@@ -115,6 +115,7 @@ class Weaver:
     """One grid in the making: what the three stages share."""
 
     def __init__(self, given: ImageGrid, family: Family, config: DiffusionSquaredConfig, memory: Memory | None):
+        config = sized(config, family)
         self.given, self.family, self.config, self.memory = given, family, config, memory
         self.cameras, self.times = extent(given, config)
         self.reference = config.reference_frame % len(self.times) if given.frames > 1 else 0
@@ -242,9 +243,15 @@ def recalled(memory: Memory | None, stage: str) -> State | None:
     return State(facts["step"], tensors["x"], tensors.get("denoised"))
 
 
+def sized(config: DiffusionSquaredConfig, family: Family) -> DiffusionSquaredConfig:
+    """The configuration with the family's own clip lengths where it names none."""
+    return replace(config, views=config.views or family.views, frames=config.frames or family.frames)
+
+
 def extent(given: ImageGrid, config: DiffusionSquaredConfig) -> tuple[Cameras, Float[Tensor, " frame"]]:
     """Cameras (view, frame) and times of the finished grid: the given ones along the axis that is given, else a
-    turntable at the given camera's elevation."""
+    turntable at the given camera's elevation. `config` is `sized`."""
+    assert config.views is not None and config.frames is not None
     frames = given.frames if given.frames > 1 else config.frames
     times = given.times if given.frames > 1 else torch.linspace(0, config.seconds, frames)
     if given.views > 1:

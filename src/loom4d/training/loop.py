@@ -53,14 +53,19 @@ def learning_rate(config: LoopConfig, step: int) -> float:
 
 
 def optimizers(network: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
-    """Muon on the matrices inside a network's blocks, AdamW on all else."""
+    """Muon on the matrices inside a network's blocks, AdamW on all else.
+
+    Each group's `pace` multiplies the schedule's rate: orthogonalised steps bear a larger one than Adam's.
+    """
     hidden = [weight for name, weight in network.named_parameters() if weight.ndim == 2 and ".attention." in name]
     hidden += [w for name, w in network.named_parameters() if name.endswith((".expand.weight", ".contract.weight"))]
     chosen = {id(weight) for weight in hidden}
     rest = [weight for weight in network.parameters() if id(weight) not in chosen]
-    found: list[torch.optim.Optimizer] = [torch.optim.AdamW(rest, rate, (0.9, 0.98), weight_decay=0.01, fused=True)]
+    groups = [{"params": rest, "pace": 1.0}]
+    found: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, rate, (0.9, 0.98), weight_decay=0.01, fused=True)]
     if hidden:
-        found.append(torch.optim.Muon(hidden, lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"))
+        groups = [{"params": hidden, "pace": 3.0}]
+        found.append(torch.optim.Muon(groups, lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"))
     return found
 
 
@@ -113,7 +118,7 @@ class Trainer:
         nn.utils.clip_grad_norm_(self.task.network.parameters(), self.config.clip)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(self.config, self.step)
+                group["lr"] = group["pace"] * learning_rate(self.config, self.step)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.step += 1

@@ -206,7 +206,7 @@ class PriorTask:
         """Velocity error on held-out clips with fixed noise: over time, over views."""
         generator = self._generator(3)
         result = {}
-        draws = {
+        draws: dict[str, Callable[..., Clips]] = {
             "video": partial(some_clips, video_share=1.0),
             "multiview": partial(some_clips, video_share=0.0),
             "cell": some_cells,
