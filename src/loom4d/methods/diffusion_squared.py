@@ -60,7 +60,7 @@ class DiffusionSquaredConfig:
 
 def default() -> DiffusionSquaredConfig:
     """Ours: the preset that shows most."""
-    return DiffusionSquaredConfig(video_guidance=Guidance(1.5, 1.5), multiview_guidance=Guidance(1.5, 1.5))
+    return DiffusionSquaredConfig(video_guidance=Guidance(2.0, 2.0), multiview_guidance=Guidance(2.5, 2.5))
 
 
 def paper() -> DiffusionSquaredConfig:
