@@ -68,8 +68,8 @@ def svd_sv3d(folder: Path | None, config: FullSizeConfig | None = None, matte: M
         raise InputError("svd-sv3d needs its files: pass --checkpoints DIR (`loom4d weights list` says where they are)")
     config = config or FullSizeConfig()
     sizes = stable.read_sizes(folder)
-    settings = planned(sizes, config)
     files = [found(folder, names) for names in (SVD_FILES, SV3D_FILES)]  # both, before gigabytes are read
+    settings = planned(sizes, config)
     video = svd.load_svd(files[0], sizes, settings.dtype)
     multiview = sv3d.load_sv3d(files[1], sizes, settings.dtype)
     return family(video, multiview, sizes, settings, config, matte)
