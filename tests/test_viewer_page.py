@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+from dataclasses import replace
 from io import BytesIO
 
 import numpy as np
@@ -128,6 +129,47 @@ def test_hands_keys_and_buttons_move_the_view(tmp_path):
         browser.run(frame)
         assert browser.run("document.documentElement.scrollWidth") == 390
         assert browser.run("view.clientWidth") == 390 and browser.run("view.clientHeight") >= 300
+    assert browser.console == []
+
+
+@needs_browser
+def test_other_modes_show_what_they_name(tmp_path):
+    asset = Swinging()
+    write_page(asset, tmp_path / "viewer.html", values={"height": asset.means[:, 1] - asset.means[:, 1].min()})
+    with Browser(400, 300) as browser:
+        browser.open(tmp_path / "viewer.html", "#time=0")
+        browser.run("loom4d.ready.then(() => 1)")
+        assert browser.run("[...mode.options].map((one) => one.value)") == ["colour", "depth", "speed", "height"]
+        place = lambda mode: f"loom4d.render({{azimuth: 0, elevation: 0, time: 0, size: 64, mode: '{mode}'}})"  # noqa: E731
+        pictures = {
+            mode: pixels(Image.open(BytesIO(base64.b64decode(browser.run(place(mode)).split(",")[1]))).convert("RGB"))
+            for mode in ("depth", "speed", "height")
+        }
+        # red and green grow along the scale, from dark blue to yellow
+        level = {mode: picture[:2].sum(0) for mode, picture in pictures.items()}
+        middle, rim = (slice(30, 34), slice(30, 34)), (slice(30, 34), slice(13, 15))
+        assert level["depth"][middle].mean() > level["depth"][rim].mean() + 0.1  # a ball is nearest in the middle
+        # turning about y, the front moves across the view and the rim along it: both fast, the poles only up
+        assert level["speed"][middle].mean() > level["speed"][18:20, 31:33].mean()
+        upper, lower = level["height"][18:22, 30:34].mean(), level["height"][42:46, 30:34].mean()
+        assert upper > lower + 0.5
+        assert browser.run("loom4d.viewer.fastest") > 0
+        lose = "(window.x = loom4d.viewer.painter.gl.getExtension('WEBGL_lose_context')).loseContext()"
+        frames = "new Promise((done) => setTimeout(done, 300))"
+        before = browser.run(place("colour"))
+        browser.run(f"{lose}; {frames}")
+        browser.run(f"x.restoreContext(); {frames}")
+        assert browser.run(place("colour")) == before
+    assert browser.console == []
+
+
+@needs_browser
+def test_a_single_instant_has_no_timeline(tmp_path):
+    write_page(replace(spacetime_asset(50), end=0.5), tmp_path / "viewer.html")
+    with Browser(400, 300) as browser:
+        browser.open(tmp_path / "viewer.html")
+        browser.run("loom4d.ready.then(() => 1)")
+        assert browser.run("timeline.hidden && !loom4d.viewer.playing && loom4d.viewer.end === 0.5")
     assert browser.console == []
 
 

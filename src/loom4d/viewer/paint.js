@@ -305,7 +305,8 @@ class Scene {
       this.move(this.time + side, later, spare);
       for (let n = 0; n < this.count; n++) {
         const part = (axis) => later[4 * n + axis] - this.place[4 * n + axis];
-        this.shape[8 * n + 7] = Math.hypot(part(0), part(1), part(2)) / step;
+        const there = this.place[4 * n + 3] > 0 && later[4 * n + 3] > 0;
+        this.shape[8 * n + 7] = there ? Math.hypot(part(0), part(1), part(2)) / step : 0;
       }
     } else {
       for (let n = 0; n < this.count; n++) this.shape[8 * n + 7] = this.fields[mode].values[n];
