@@ -151,7 +151,8 @@ def view(run: Annotated[Path, tyro.conf.Positional], /, browser: bool = True) ->
     if not page.exists():
         if not (run / "asset.safetensors").exists():
             raise InputError(f"{run} holds neither viewer.html nor asset.safetensors; give a run folder")
-        write_page(load_asset(run / "asset.safetensors"), page, title=run.name)
+        grid = load_grid(run / "grid") if (run / "grid" / "cameras.json").exists() else None
+        write_page(load_asset(run / "asset.safetensors"), page, title=run.name, grid=grid)
     if browser and not webbrowser.open(page.resolve().as_uri()):
         console.print("no browser could be started here")
     console.print(str(page))

@@ -82,7 +82,7 @@ def generating(path: Path, out: Path, config: GenerateConfig) -> Work[DynamicGau
         given = yield from _stage(run, "sources", _prepare(path, config, imagining, family, run))
         grid = yield from _stage(run, "imagine", _imagine(given, config, imagining, family, run))
         asset = yield from _stage(run, "fit", _fit(grid, given, config, run))
-        yield from _stage(run, "orbit", _orbit(asset, config, run))
+        yield from _stage(run, "orbit", _orbit(asset, grid, config, run))
         yield from _stage(run, "viewer", _page(asset, grid, given, path, run))
     finally:
         run.close()
@@ -206,10 +206,11 @@ def _fit(grid: ImageGrid, given: ImageGrid, config: GenerateConfig, run: Run) ->
     return Stage(make, lambda: load_asset(run.path / "asset.safetensors"))
 
 
-def _orbit(asset: DynamicGaussians, config: GenerateConfig, run: Run) -> Stage:
+def _orbit(asset: DynamicGaussians, grid: ImageGrid, config: GenerateConfig, run: Run) -> Stage:
     def make() -> Work[dict[str, Any]]:
         yield Event("orbit", "start", "drawing orbit.mp4")
-        write_orbit(asset, run.path / "orbit.mp4", config.orbit)
+        options = replace(config.orbit, fitted_size=config.orbit.fitted_size or grid.size[0])
+        write_orbit(asset, run.path / "orbit.mp4", options)
         return {"frames": config.orbit.frames}
 
     return Stage(make, lambda: None)
