@@ -12,11 +12,12 @@ import torch
 from PIL import Image
 
 import loom4d
-from loom4d.cli import main
+from loom4d.cli import gigabytes, main
 from loom4d.denoisers.autoencoder import Autoencoder, AutoencoderConfig
 from loom4d.denoisers.small import SmallConfig, SmallPrior
 from loom4d.denoisers.weights import AUTOENCODER, PRIOR, write_weights
 from loom4d.pipeline import STAGES
+from loom4d.runs import InputError
 
 QUICK = [
     "--imagining.steps", "3", "--imagining.views", "3", "--imagining.frames", "2",
@@ -163,6 +164,13 @@ def test_unknown_names_are_answered_with_the_known_ones(tmp_path, picture, capsy
     assert code == 2 and "choose one of small" in error
     code, error = call("train", "nothing", "--out", tmp_path / "run", capsys=capsys)
     assert code == 2 and "autoencoder, prior" in error
+
+
+def test_an_amount_of_memory_is_read_or_refused():
+    assert gigabytes("12GB") == gigabytes("12") == gigabytes(" 12 gb ") == 12.0
+    for wrong in ("lots", "-3GB", "0", "inf", "nan"):
+        with pytest.raises(InputError, match="such as 12GB"):
+            gigabytes(wrong)
 
 
 def test_weights_are_listed_and_checked(tmp_path, capsys):

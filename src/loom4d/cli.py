@@ -86,6 +86,7 @@ def generate(
     method: str = "diffusion-squared",
     priors: str = "small",
     checkpoints: Path | None = None,
+    max_memory: str | None = None,
     full_size: FullSizeConfig = FullSizeConfig(),  # noqa: B008
     source: SourceConfig = pipeline.GenerateConfig().source,  # noqa: B008 (frozen)
     imagining: DiffusionSquaredConfig = DiffusionSquaredConfig(),  # noqa: B008
@@ -100,7 +101,12 @@ def generate(
         preset: How the grid is imagined; --imagining.* changes single choices.
         quality: How long the fit takes; --fitting.* changes single choices.
         seed: Another seed, another asset; the same seed, the same bytes on this machine.
+        priors: small, which ships with the package, or svd-sv3d, from your own files.
+        checkpoints: Folder with the files of the full-size priors.
+        max_memory: What full-size priors may take of the device, as 12GB; default is what is fastest.
     """
+    if max_memory is not None:
+        full_size = replace(full_size, max_memory_gb=gigabytes(max_memory))
     config = pipeline.GenerateConfig(
         method=method,
         preset=preset,
@@ -116,6 +122,18 @@ def generate(
     with Show() as show:
         pipeline.generate(input, out, config, show)
     console.print(f"open {out / 'viewer.html'}")
+
+
+def gigabytes(text: str) -> float:
+    """ "12GB", "12 gb" or "12" as a number of GB (10⁹ bytes)."""
+    number = text.strip().lower().removesuffix("gb").strip()
+    try:
+        value = float(number)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise InputError(f"--max-memory takes an amount such as 12GB, not {text!r}")
+    return value
 
 
 def fit_command(
