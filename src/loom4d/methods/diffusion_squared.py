@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
-from einops import rearrange, repeat
+from einops import repeat
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -132,8 +132,8 @@ class Weaver:
         denoise = self.family.multiview(picture, self.azimuths, self.elevations, self.config.multiview_guidance)
         known, mask = self._at_first(picture, (len(self.azimuths), 1))
         latents = yield from self._sampled("column", clamped(columns(denoise), known, mask), mask.shape)
-        drawn = self.family.decode(rearrange(latents, "view 1 c h w -> 1 view c h w"))[0]
-        return torch.cat([picture, drawn[1:]])
+        drawn = self.family.decode(latents)  # views are no clip over time: each is one of a single picture
+        return torch.cat([picture, drawn[1:, 0]])
 
     def row(self) -> Work[Float[Tensor, "frame 4 height width"]]:
         """Premultiplied pictures of the reference view over time."""
