@@ -90,7 +90,7 @@ def clip_times(time_range: tuple[float, float], options: OrbitOptions) -> list[f
     start, end = time_range
     if options.motion not in ("pingpong", "loop"):
         raise InputError(f"unknown motion {options.motion!r}; choose pingpong or loop")
-    if end <= start:
+    if end - start < 1e-6:
         return [start] * options.frames
     cycle = (end - start) * (2 if options.motion == "pingpong" else 1)
     cycles = max(1, round(options.seconds / cycle))
@@ -112,7 +112,10 @@ def mp4(frames: Iterator[np.ndarray], options: OrbitOptions) -> bytes:
             stream.thread_count = 1  # more threads cut the frame differently: other bytes on another machine
             stream.options = {"crf": str(round(40 - 0.28 * options.quality)), "preset": "medium"}
             for array in frames:
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(array), format="rgb24")))
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(array), format="rgb24")
+                # Planes copied out and in again: the converter's own frame has unset bytes that the encoder may see.
+                planes = frame.reformat(format="yuv420p").to_ndarray()
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(planes, format="yuv420p")))
             container.mux(stream.encode())
         return file.read_bytes()
 
