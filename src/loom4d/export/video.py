@@ -111,11 +111,10 @@ def mp4(frames: Iterator[np.ndarray], options: OrbitOptions) -> bytes:
             stream.time_base = Fraction(1, options.fps)
             stream.thread_count = 1  # more threads cut the frame differently: other bytes on another machine
             stream.options = {"crf": str(round(40 - 0.28 * options.quality)), "preset": "medium"}
-            for array in frames:
+            for index, array in enumerate(frames):
                 frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(array), format="rgb24")
-                # Planes copied out and in again: the converter's own frame has unset bytes that the encoder may see.
-                planes = frame.reformat(format="yuv420p").to_ndarray()
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(planes, format="yuv420p")))
+                frame.pts, frame.time_base = index, stream.time_base  # unset, they vary, and the file's bytes with them
+                container.mux(stream.encode(frame))
             container.mux(stream.encode())
         return file.read_bytes()
 
