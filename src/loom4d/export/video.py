@@ -113,10 +113,8 @@ def mp4(frames: Iterator[np.ndarray], options: OrbitOptions) -> bytes:
             # x264's macroblock tree reads bytes that nobody set: without it the same clip is always the same file.
             params = {"preset": "medium", "x264-params": "mbtree=0"}
             stream.options = {"crf": str(round(40 - 0.28 * options.quality)), **params}
-            for index, array in enumerate(frames):
-                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(array), format="rgb24")
-                frame.pts, frame.time_base = index, stream.time_base
-                container.mux(stream.encode(frame))
+            for array in frames:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(array), format="rgb24")))
             container.mux(stream.encode())
         return file.read_bytes()
 
