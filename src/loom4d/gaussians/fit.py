@@ -49,9 +49,9 @@ class LossWeights:
 class FitConfig:
     """How a fit runs; `preview()`, `balanced()` and `best()` are the presets."""
 
-    motion: str = "spacetime"
-    count: int = 6000  # Gaussians
-    iterations: int = 800
+    motion: str = "controlled"  # stays one object between the frames; "spacetime" where parts come and go
+    count: int = 4000  # Gaussians
+    iterations: int = 600
     batch: int = 8  # pictures per iteration
     rate: float = 1.0  # multiplies the motion's learning rates
     final_rate: float = 0.05  # what is left of them at the end; they fall exponentially
@@ -68,7 +68,7 @@ class FitConfig:
 
 
 def preview() -> FitConfig:
-    return FitConfig(count=3000, iterations=300)
+    return FitConfig(count=2500, iterations=150)
 
 
 def balanced() -> FitConfig:
@@ -76,7 +76,7 @@ def balanced() -> FitConfig:
 
 
 def best() -> FitConfig:
-    return replace(balanced(), count=10000, iterations=3000)
+    return replace(balanced(), count=8000, iterations=2000)
 
 
 PRESETS: dict[str, Callable[[], FitConfig]] = {"preview": preview, "balanced": balanced, "best": best}
@@ -127,7 +127,7 @@ def fit(
     stages = [flat_targets(grid, trusted)]
     if config.coarse > 0:
         stages.insert(0, flat_targets(grid.resized(max(16, grid.size[0] // 2), max(16, grid.size[1] // 2)), trusted))
-    state = resume or initial_state(grid, config)
+    state = resume or initial_state(grid, config, trusted)
     rates = MOTIONS[config.motion].rates()
     thinnest = config.thinnest * 2 * seen_region(grid.cameras).half / max(grid.size)
     stopped = ""
@@ -172,12 +172,12 @@ def score(asset: DynamicGaussians, grid: ImageGrid) -> float:
     return round(float(losses.psnr(rendered.premultiplied, grid.premultiplied).mean()), 2)
 
 
-def initial_state(grid: ImageGrid, config: FitConfig) -> FitState:
+def initial_state(grid: ImageGrid, config: FitConfig, trust: Float[Tensor, "view frame"]) -> FitState:
     """The start of a fit: Gaussians on the visual hull, or in a ball where the masks tell nothing."""
     if config.motion not in MOTIONS:
         raise ValueError(f"unknown motion {config.motion!r}; choose one of {', '.join(MOTIONS)}")
     generator = torch.Generator().manual_seed(config.seed)
-    cloud = hull_cloud(grid, config.count, config.hull_resolution, generator)
+    cloud = hull_cloud(grid, config.count, config.hull_resolution, generator, trust > 0)
     cloud = ball_cloud(grid, config.count, generator) if cloud is None else cloud
     asset = MOTIONS[config.motion].initial(cloud, grid.times, config.count, generator)
     tensors = {name: tensor.detach().clone() for name, tensor in asset.tensors().items()}

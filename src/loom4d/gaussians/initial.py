@@ -97,10 +97,16 @@ def relief(alpha: Float[Tensor, "1 height width"], camera: Cameras, points: Tens
     return (depth - middle).abs() <= thickness
 
 
-def hull_cloud(grid: ImageGrid, count: int, resolution: int, generator: torch.Generator) -> Cloud | None:
+def hull_cloud(
+    grid: ImageGrid,
+    count: int,
+    resolution: int,
+    generator: torch.Generator,
+    used: Bool[Tensor, "view frame"] | None = None,
+) -> Cloud | None:
     """`count` points on the surface of the visual hull at every moment, coloured by the views that see them.
 
-    None where the masks tell nothing: they keep no point, or nearly the whole picture.
+    Only the cells `used` are looked at. None where the masks tell nothing: they keep nothing, or nearly everything.
     """
     if (grid.rgba[:, :, 3] > 0.5).float().mean() > 0.95:
         return None
@@ -108,9 +114,12 @@ def hull_cloud(grid: ImageGrid, count: int, resolution: int, generator: torch.Ge
     voxels, voxel = voxel_centres(region, resolution), 2 * region.half / resolution
     parts, areas = [], []
     for frame in range(grid.frames):
-        cameras, pictures = grid.cameras[:, frame], grid.rgba[:, frame]
+        views = torch.arange(grid.views) if used is None else used[:, frame].nonzero()[:, 0]
+        if len(views) == 0:
+            continue
+        cameras, pictures = grid.cameras[views, frame], grid.rgba[views, frame]
         inside = carved(pictures[:, 3:], cameras, voxels)
-        if grid.views == 1:
+        if len(views) == 1:
             inside &= relief(pictures[0, 3:], cameras[0], voxels, region)
         surface = voxels[inside & _touches_outside(inside, resolution)]
         if len(surface) == 0:
