@@ -9,9 +9,9 @@ from einops import repeat
 from jaxtyping import Float
 from torch import Tensor
 
-from loom4d.denoisers.autoencoder import STRIDE
+from loom4d.denoisers.autoencoder import STRIDE, Autoencoder
 from loom4d.denoisers.family import Family, Guidance
-from loom4d.denoisers.small import ClipCondition, guided_prior
+from loom4d.denoisers.small import ClipCondition, SmallPrior, guided_prior
 from loom4d.denoisers.weights import load_autoencoder, load_prior
 from loom4d.diffusion.denoiser import Denoiser, Latents, Sigma
 
@@ -34,6 +34,66 @@ def clip_times(times: Float[Tensor, " frame"], given_frame: int) -> Float[Tensor
     return (times - times[given_frame]) / torch.where(span > 0, span, torch.ones_like(span))
 
 
+class SmallPriors:
+    """The trained networks, and what a `Family` asks of them."""
+
+    def __init__(self, autoencoder: Autoencoder, prior: SmallPrior):
+        self.autoencoder, self.prior = autoencoder, prior
+
+    @torch.inference_mode()
+    def encode(self, premultiplied: Float[Tensor, "b 4 height width"]) -> Float[Tensor, "b c h w"]:
+        return self.autoencoder.encode(premultiplied)
+
+    @torch.inference_mode()
+    def decode(self, latents: Float[Tensor, "clip picture c h w"]) -> Float[Tensor, "clip picture 4 height width"]:
+        return torch.stack([self.autoencoder.decode(clip.float()) for clip in latents]).clamp(0, 1)
+
+    def guided(
+        self,
+        pictures: Float[Tensor, "clip 4 height width"],
+        azimuths_deg: Float[Tensor, "clip picture"],
+        elevations_deg: Float[Tensor, "clip picture"],
+        times: Float[Tensor, "clip picture"],
+        guidance: Guidance,
+    ) -> Denoiser:
+        """The prior of clips whose pictures are taken there and then, each clip given its picture."""
+        condition = ClipCondition(self.encode(pictures), azimuths_deg, elevations_deg, times)
+        return fast_arithmetic(guided_prior(self.prior, condition, guidance))
+
+    def video(
+        self,
+        pictures: Float[Tensor, "clip 4 height width"],
+        elevations_deg: Float[Tensor, " clip"],
+        times: Float[Tensor, " frame"],
+        given_frame: int,
+        guidance: Guidance,
+    ) -> Denoiser:
+        since = repeat(clip_times(times, given_frame), "frame -> clip frame", clip=len(pictures))
+        elevations = repeat(elevations_deg, "clip -> clip frame", frame=len(times))
+        return self.guided(pictures, torch.zeros_like(since), elevations, since, guidance)
+
+    def multiview(
+        self,
+        pictures: Float[Tensor, "clip 4 height width"],
+        azimuths_deg: Float[Tensor, " view"],
+        elevations_deg: Float[Tensor, " view"],
+        guidance: Guidance,
+    ) -> Denoiser:
+        azimuths = repeat(azimuths_deg, "view -> clip view", clip=len(pictures))
+        elevations = repeat(elevations_deg, "view -> clip view", clip=len(pictures))
+        return self.guided(pictures, azimuths, elevations, torch.zeros_like(azimuths), guidance)
+
+    def image(
+        self,
+        pictures: Float[Tensor, "clip 4 height width"],
+        azimuths_deg: Float[Tensor, " clip"],
+        elevations_deg: Float[Tensor, " clip"],
+        times: Float[Tensor, " clip"],
+        guidance: Guidance,
+    ) -> Denoiser:
+        return self.guided(pictures, azimuths_deg[:, None], elevations_deg[:, None], times[:, None], guidance)
+
+
 def small(folder: Path | None = None, settings: object = None) -> Family:
     """The small priors from `folder`, or those that ship with the package: 64² pictures, 8 views, 8 frames.
 
@@ -41,59 +101,7 @@ def small(folder: Path | None = None, settings: object = None) -> Family:
     """
     autoencoder, _ = load_autoencoder(folder)
     prior, _ = load_prior(folder)
-    side = prior.config.cells
-
-    def encode(premultiplied: Float[Tensor, "b 4 height width"]) -> Float[Tensor, "b c h w"]:
-        with torch.inference_mode():
-            return autoencoder.encode(premultiplied)
-
-    def decode(latents: Float[Tensor, "clip picture c h w"]) -> Float[Tensor, "clip picture 4 height width"]:
-        with torch.inference_mode():
-            pictures = [autoencoder.decode(clip.float()) for clip in latents]
-        return torch.stack(pictures).clamp(0, 1)
-
-    def video(
-        pictures: Float[Tensor, "clip 4 height width"],
-        elevations_deg: Float[Tensor, " clip"],
-        times: Float[Tensor, " frame"],
-        given_frame: int,
-        guidance: Guidance,
-    ) -> Denoiser:
-        clips, frames = len(pictures), len(times)
-        condition = ClipCondition(
-            encode(pictures),
-            torch.zeros(clips, frames),
-            repeat(elevations_deg, "clip -> clip frame", frame=frames),
-            repeat(clip_times(times, given_frame), "frame -> clip frame", clip=clips),
-        )
-        return fast_arithmetic(guided_prior(prior, condition, guidance))
-
-    def multiview(
-        pictures: Float[Tensor, "clip 4 height width"],
-        azimuths_deg: Float[Tensor, " view"],
-        elevations_deg: Float[Tensor, " view"],
-        guidance: Guidance,
-    ) -> Denoiser:
-        clips, views = len(pictures), len(azimuths_deg)
-        condition = ClipCondition(
-            encode(pictures),
-            repeat(azimuths_deg, "view -> clip view", clip=clips),
-            repeat(elevations_deg, "view -> clip view", clip=clips),
-            torch.zeros(clips, views),
-        )
-        return fast_arithmetic(guided_prior(prior, condition, guidance))
-
-    def image(
-        pictures: Float[Tensor, "clip 4 height width"],
-        azimuths_deg: Float[Tensor, " clip"],
-        elevations_deg: Float[Tensor, " clip"],
-        times: Float[Tensor, " clip"],
-        guidance: Guidance,
-    ) -> Denoiser:
-        fields = (azimuths_deg, elevations_deg, times)
-        condition = ClipCondition(encode(pictures), *(field[:, None] for field in fields))
-        return fast_arithmetic(guided_prior(prior, condition, guidance))
-
+    priors, side = SmallPriors(autoencoder, prior), prior.config.cells
     return Family(
         name="small",
         resolution=side * STRIDE,
@@ -102,9 +110,9 @@ def small(folder: Path | None = None, settings: object = None) -> Family:
         frames=8,
         sigma_min=0.02,
         sigma_max=80.0,
-        encode=encode,
-        decode=decode,
-        video=video,
-        multiview=multiview,
-        image=image,
+        encode=priors.encode,
+        decode=priors.decode,
+        video=priors.video,
+        multiview=priors.multiview,
+        image=priors.image,
     )
