@@ -54,17 +54,19 @@ class GenerateConfig:
 
 def generate(
     path: Path | str,
-    out: Path | str,
+    out: Path | str | None = None,
     config: GenerateConfig | None = None,
     on_event: Callable[[Event], None] | None = None,
 ) -> DynamicGaussians:
     """Makes a moving 3D asset of the picture, clip, folder of frames or 3D model at `path`.
 
-    The run folder `out` then holds config.json, events.jsonl, report.json, grid.png, grid/, asset.safetensors,
+    The run folder `out` (by default `runs/NAME`) then holds config.json, events.jsonl, report.json, grid.png, grid/, asset.safetensors,
     orbit.mp4 and viewer.html. An interrupted run with the same input and configuration goes on. Raises `InputError`
     with one clear line when the input or the folder cannot be used.
     """
-    return result_of(generating(Path(path), Path(out), config or GenerateConfig()), on_event)
+    path = Path(path)
+    folder = Path("runs") / path.stem if out is None else Path(out)
+    return result_of(generating(path, folder, config or GenerateConfig()), on_event)
 
 
 def generating(path: Path, out: Path, config: GenerateConfig) -> Work[DynamicGaussians]:
