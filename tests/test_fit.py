@@ -10,7 +10,7 @@ from loom4d.cameras import FOV_DEG, turntable
 from loom4d.gaussians.asset import render
 from loom4d.gaussians.fit import PRESETS, FitConfig, FitState, batch_cells, fit, score
 from loom4d.gaussians.gaussians import sh_of
-from loom4d.gaussians.initial import ball_cloud, carved, hull_cloud, seen_region, voxel_centres
+from loom4d.gaussians.initial import ball_cloud, carved, covered, hull_cloud, seen_region, voxel_centres
 from loom4d.gaussians.motion import MOTIONS
 from loom4d.gaussians.motion.spacetime import Spacetime
 from loom4d.grid import ImageGrid
@@ -168,11 +168,22 @@ def test_the_hull_of_a_ball_is_about_the_ball_and_has_its_colours():
 
 def test_one_wrong_mask_does_not_empty_the_hull():
     grid = ball_grid(0.3)
-    alphas = grid.rgba[:, 0, 3:].clone()
+    alphas, cameras = grid.rgba[:, 0, 3:].clone(), grid.cameras[:, 0]
     points = voxel_centres(seen_region(grid.cameras), 24)
-    whole = carved(alphas, grid.cameras[:, 0], points)
+    whole = carved(alphas, cameras, points, torch.ones(8))
     alphas[3] = 0
-    assert (carved(alphas, grid.cameras[:, 0], points) & whole).sum() == whole.sum()
+    assert torch.equal(carved(alphas, cameras, points, torch.ones(8)) & whole, whole)
+
+
+def test_a_trusted_mask_stays_covered_where_the_others_miss_a_part():
+    grid = ball_grid(0.3)
+    alphas, cameras = grid.rgba[:, 0, 3:].clone(), grid.cameras[:, 0]
+    points = voxel_centres(seen_region(grid.cameras), 24)
+    alphas[4:6, :, 24:] = 0  # two generated views lost the lower half
+    trust = torch.tensor([3.0, 1, 1, 1, 1, 1, 1, 1])
+    kept = carved(alphas, cameras, points, trust)
+    assert points[kept][:, 1].min() < -0.2
+    assert covered(alphas[:1], cameras[:1].project(points[kept].expand(1, -1, 3))[0])[0] > 0.9
 
 
 def test_a_single_view_starts_as_a_relief_and_not_as_a_cone():

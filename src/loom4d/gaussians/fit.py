@@ -177,7 +177,7 @@ def initial_state(grid: ImageGrid, config: FitConfig, trust: Float[Tensor, "view
     if config.motion not in MOTIONS:
         raise ValueError(f"unknown motion {config.motion!r}; choose one of {', '.join(MOTIONS)}")
     generator = torch.Generator().manual_seed(config.seed)
-    cloud = hull_cloud(grid, config.count, config.hull_resolution, generator, trust > 0)
+    cloud = hull_cloud(grid, config.count, config.hull_resolution, generator, trust)
     cloud = ball_cloud(grid, config.count, generator) if cloud is None else cloud
     asset = MOTIONS[config.motion].initial(cloud, grid.times, config.count, generator)
     tensors = {name: tensor.detach().clone() for name, tensor in asset.tensors().items()}

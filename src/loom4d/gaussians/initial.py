@@ -14,6 +14,7 @@ from loom4d.cameras import Cameras
 from loom4d.grid import ImageGrid
 
 ENOUGH = 30  # voxels: a smaller hull means that some mask is wrong
+COVERED = 0.93  # share of a mask that a hull must explain
 
 
 @dataclass(frozen=True)
@@ -71,16 +72,33 @@ def sampled(
 
 
 def carved(
-    alphas: Float[Tensor, "view 1 height width"], cameras: Cameras, points: Float[Tensor, "point 3"]
+    alphas: Float[Tensor, "view 1 height width"],
+    cameras: Cameras,
+    points: Float[Tensor, "point 3"],
+    trust: Float[Tensor, " view"],
 ) -> Bool[Tensor, " point"]:
-    """Points that every mask contains; when that leaves next to nothing, that all masks but one contain, and so on."""
+    """Points that every mask contains; where these leave masks uncovered, as when masks contradict each other, points
+    that all masks but one contain, and so on. A mask that is trusted n times as much counts n times."""
+    trust = trust / trust.min()
     places, depth = cameras.project(points.expand(len(alphas), -1, 3))
-    outside = ((sampled(alphas, places)[..., 0] < 0.5) | (depth <= 0)).sum(0)
+    outside = (((sampled(alphas, places)[..., 0] < 0.5) | (depth <= 0)) * trust[:, None]).sum(0)
+    most = trust > 0.99 * trust.max()
     for misses in range(max(1, len(alphas) // 2)):
         kept = outside <= misses
-        if kept.sum() >= ENOUGH:
+        share = covered(alphas, places[:, kept])
+        if kept.sum() >= ENOUGH and share[most].median() >= COVERED and share.median() >= COVERED - 0.1:
             break
     return kept
+
+
+def covered(
+    alphas: Float[Tensor, "view 1 height width"], places: Float[Tensor, "view point 2"], cells: int = 32
+) -> Float[Tensor, " view"]:
+    """Share of each mask over which some point lies, at a coarse resolution; 1 for an empty mask."""
+    masks = torch.nn.functional.adaptive_avg_pool2d(alphas, cells)[:, 0].flatten(1) > 0.6
+    cell = (places.clamp(0, 1 - 1e-6) * cells).long()
+    hit = torch.zeros_like(masks).scatter(1, cell[..., 1] * cells + cell[..., 0], True)
+    return torch.where(masks.any(1), (hit & masks).sum(1) / masks.sum(1).clamp_min(1), torch.ones(len(masks)))
 
 
 def relief(alpha: Float[Tensor, "1 height width"], camera: Cameras, points: Tensor, region: Region) -> Tensor:
@@ -102,23 +120,24 @@ def hull_cloud(
     count: int,
     resolution: int,
     generator: torch.Generator,
-    used: Bool[Tensor, "view frame"] | None = None,
+    trust: Float[Tensor, "view frame"] | None = None,
 ) -> Cloud | None:
     """`count` points on the surface of the visual hull at every moment, coloured by the views that see them.
 
-    Only the cells `used` are looked at. None where the masks tell nothing: they keep nothing, or nearly everything.
+    Cells of no `trust` are not looked at. None where the masks tell nothing: they keep nothing, or nearly everything.
     """
     if (grid.rgba[:, :, 3] > 0.5).float().mean() > 0.95:
         return None
+    trust = torch.ones(grid.views, grid.frames) if trust is None else trust
     region = seen_region(grid.cameras)
     voxels, voxel = voxel_centres(region, resolution), 2 * region.half / resolution
     parts, areas = [], []
     for frame in range(grid.frames):
-        views = torch.arange(grid.views) if used is None else used[:, frame].nonzero()[:, 0]
+        views = trust[:, frame].nonzero()[:, 0]
         if len(views) == 0:
             continue
         cameras, pictures = grid.cameras[views, frame], grid.rgba[views, frame]
-        inside = carved(pictures[:, 3:], cameras, voxels)
+        inside = carved(pictures[:, 3:], cameras, voxels, trust[views, frame])
         if len(views) == 1:
             inside &= relief(pictures[0, 3:], cameras[0], voxels, region)
         surface = voxels[inside & _touches_outside(inside, resolution)]
