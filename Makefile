@@ -13,7 +13,7 @@ install: .venv/installed
 	touch $@
 
 demo: install
-	$(BIN)/loom4d generate examples/turtle.png --out runs/demo
+	$(BIN)/loom4d generate examples/turtle.webp --out runs/demo
 	@echo "Open runs/demo/viewer.html in a browser."
 
 lint: install

@@ -1,7 +1,7 @@
 """Loom4D turns a picture, a clip or a static object into a moving 3D asset.
 
     import loom4d
-    asset = loom4d.generate("turtle.png", "runs/turtle")    # DynamicGaussians
+    asset = loom4d.generate("turtle.webp", "runs/turtle")    # DynamicGaussians
     asset.at(0.5)                                     # Gaussians at half a second
 
  photo · clip · orbit ── sources ──▶ ImageGrid 1×1, 1×F, V×1
