@@ -1,14 +1,14 @@
 """Loom4D turns a picture, a clip or a static object into a moving 3D asset.
 
-    import loom4d
-    asset = loom4d.generate("turtle.webp", "runs/turtle")    # DynamicGaussians
-    asset.at(0.5)                                     # Gaussians at half a second
+   import loom4d
+   asset = loom4d.generate("turtle.webp", "runs/turtle")    # DynamicGaussians
+   asset.at(0.5)                                     # Gaussians at half a second
 
- photo · clip · orbit ── sources ──▶ ImageGrid 1×1, 1×F, V×1
-                                         │ methods: imagine, with a family of priors
-                                     ImageGrid V×F
-                                         │ gaussians: fit
-                                     DynamicGaussians ──▶ export, viewer
+photo · clip · orbit ── sources ──▶ ImageGrid 1×1, 1×F, V×1
+                                        │ methods: imagine, with a family of priors
+                                    ImageGrid V×F
+                                        │ gaussians: fit
+                                    DynamicGaussians ──▶ export, viewer
 """
 
 from importlib import import_module
