@@ -61,8 +61,8 @@ def generate(
     """Makes a moving 3D asset of the picture, clip, folder of frames or 3D model at `path`.
 
     The run folder `out` (by default `runs/NAME`) then holds config.json, events.jsonl, report.json, grid.png, grid/,
-    asset.safetensors, orbit.mp4 and viewer.html. An interrupted run with the same input and configuration goes on. Raises `InputError`
-    with one clear line when the input or the folder cannot be used.
+    asset.safetensors, orbit.mp4 and viewer.html. An interrupted run with the same input and configuration goes on.
+    Raises `InputError` with one clear line when the input or the folder cannot be used.
     """
     path = Path(path)
     folder = Path("runs") / path.stem if out is None else Path(out)
