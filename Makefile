@@ -22,7 +22,7 @@ lint: install
 	$(BIN)/mypy
 
 test: install lint
-	$(BIN)/pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2  # one thread each: two workers on two cores
 
 clean:
 	rm -rf .venv runs build

@@ -64,9 +64,27 @@ class Oracle:
         columns = torch.stack([self.latents[:, frame] for _, frame in found])
         return lambda x, sigma: columns
 
+    def image(self, pictures, azimuths_deg, elevations_deg, times, guidance):
+        """Cells around the reference: the turn says which view, the wait since the reference which frame."""
+        _, reference = self.find(pictures[0])
+        views = (azimuths_deg / (360 / VIEWS)).round().long()
+        frames = (times * (FRAMES - 1)).round().long() + reference
+        return lambda x, sigma: self.latents[views, frames][:, None]
+
     def family(self) -> Family:
         return Family(
-            "oracle", SIDE, (4, 1, 1), VIEWS, FRAMES, 0.02, 80.0, self.encode, self.decode, self.video, self.multiview
+            name="oracle",
+            resolution=SIDE,
+            latent_shape=(4, 1, 1),
+            views=VIEWS,
+            frames=FRAMES,
+            sigma_min=0.02,
+            sigma_max=80.0,
+            encode=self.encode,
+            decode=self.decode,
+            video=self.video,
+            multiview=self.multiview,
+            image=self.image,
         )
 
 
@@ -117,7 +135,7 @@ def test_the_share_is_the_multi_view_priors():
         def multiview(self, *_):
             return lambda x, sigma: torch.ones_like(x)
 
-    free = {"clamp_conditions": False, "keep_given": False, "trust_by_azimuth": False}
+    free = {"clamp_conditions": False, "keep_given": False, "trust_by_azimuth": False, "correction": 0.0}
     weave = config(share=Curve("constant", high=0.3), **free)
     made = result_of(imagine(truth()[:1, :1], Constant(truth()).family(), weave))
     assert_close(made.rgba[:, :, 3], torch.full((VIEWS, FRAMES, SIDE, SIDE), 0.3), atol=1e-5, rtol=0)
@@ -149,7 +167,7 @@ def test_the_correction_takes_the_cells_prior_back_below_its_noise_level():
     assert_close(asked[0][0][:, 0], torch.arange(VIEWS) * 90.0, atol=1e-4, rtol=0)
     assert_close(asked[0][1][0], torch.linspace(0, 1, FRAMES))
     with pytest.raises(InputError, match="no prior of single pictures"):
-        result_of(imagine(truth()[:1, :1], Constant(truth()).family(), config(**free)))
+        result_of(imagine(truth()[:1, :1], replace(family, image=None), config(**free)))
 
 
 def test_given_pictures_stand_in_the_grid_bit_for_bit():
