@@ -23,8 +23,8 @@ def test_the_prior_answers_alike_on_both():
     with torch.inference_mode():
         ours = prior(x, level, condition, kept)
         fields = (condition.picture, condition.azimuths_deg, condition.elevations_deg, condition.times)
-        there = ClipCondition(*(field.cuda() for field in fields))
-        theirs = prior.cuda()(x.cuda(), level.cuda(), there, kept.cuda()).cpu()
+        there = ClipCondition(*(field.to("cuda") for field in fields))
+        theirs = prior.to("cuda")(x.to("cuda"), level.to("cuda"), there, kept.to("cuda")).cpu()
     assert_close(theirs, ours, atol=1e-4, rtol=1e-4)
 
 
@@ -41,5 +41,5 @@ def test_recipes_train_on_the_gpu(name, tmp_path):
 def test_procedural_objects_look_alike_on_both():
     figure, cameras, times = moving_object(3), cells(turntable(2, 2, 10.0)), torch.tensor([0.0, 1.0, 0.0, 1.0])
     ours = render(figure, cameras, times, 32, 32, backend="reference")
-    theirs = render(figure, cameras.to("cuda"), times.cuda(), 32, 32, backend="reference").cpu()
+    theirs = render(figure, cameras.to("cuda"), times.to("cuda"), 32, 32, backend="reference").cpu()
     assert ((ours - theirs).abs() > 1e-3).float().mean() < 1e-3
