@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from loom4d.cameras import FOV_DEG, turntable
+from loom4d.cameras import FOV_DEG, seen_region, turntable
 from loom4d.gaussians.asset import render
 from loom4d.gaussians.fit import PRESETS, FitConfig, FitState, batch_cells, fit, score
 from loom4d.gaussians.gaussians import sh_of
-from loom4d.gaussians.initial import ball_cloud, carved, covered, hull_cloud, seen_region, voxel_centres
+from loom4d.gaussians.initial import ball_cloud, carved, covered, hull_cloud, voxel_centres
 from loom4d.gaussians.motion import MOTIONS
 from loom4d.gaussians.motion.spacetime import Spacetime
 from loom4d.grid import ImageGrid

@@ -135,6 +135,52 @@ def turntable(views: int, frames: int = 1, elevation_deg: float = 0.0, **lens: f
     return orbit(azimuths, elevation_deg, **lens).reshape(views, 1).expand(views, frames)
 
 
+@dataclass(frozen=True)
+class Region:
+    """The cube that cameras look at."""
+
+    centre: Float[Tensor, 3]
+    half: float
+
+
+def seen_region(cameras: Cameras) -> Region:
+    """Centre: the point nearest to all optical axes. Half side: what the narrowest camera sees of it."""
+    flat = cameras.reshape(-1).to(torch.float64)
+    positions, axes = flat.positions, -flat.world_from_camera[:, :3, 2]
+    across = torch.eye(3).to(axes) - axes[:, :, None] * axes[:, None, :]  # projections onto each image plane
+    weak = 1e-3 * torch.eye(3).to(axes)  # parallel axes meet nowhere: then the origin's distance decides
+    centre = torch.linalg.solve(across.mean(0) + weak, (across @ positions[..., None]).mean(0)[:, 0])
+    distance = ((centre - positions) * axes).sum(-1).clamp_min(1e-3)
+    widest = torch.maximum(flat.intrinsics[:, 0, 0], flat.intrinsics[:, 1, 1])
+    return Region(centre.float(), float((0.5 * distance / widest).median()))
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where an asset stands in a world of another size: a point x of the asset is scale · x + shift there.
+
+    Axes keep their directions, so rotations, spherical harmonics and angles are the same in both.
+    """
+
+    scale: float = 1.0
+    shift: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+    def points(self, points: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3"]:
+        """From the asset's coordinates to the world's."""
+        return self.scale * points + torch.tensor(self.shift).to(points)
+
+    def cameras(self, cameras: Cameras) -> Cameras:
+        """Cameras among the asset as cameras in the world: they see the placed asset as these see the asset."""
+        matrix = cameras.camera_from_world.clone()
+        moved = matrix[..., :3, :3] @ torch.tensor(self.shift).to(matrix)
+        matrix[..., :3, 3] = self.scale * matrix[..., :3, 3] - moved
+        return Cameras(matrix, cameras.intrinsics)
+
+    def inverse(self) -> Placement:
+        x, y, z = (-value / self.scale for value in self.shift)
+        return Placement(1 / self.scale, (x, y, z))
+
+
 # --- adapters ------------------------------------------------------------------------------------------------------
 
 
@@ -148,11 +194,23 @@ def from_opencv(camera_from_world: Float[Tensor, "*batch 4 4"], intrinsics: Floa
     return Cameras(flip_yz(camera_from_world), intrinsics)
 
 
+def blender_pose(world_from_camera: Float[Tensor, "*batch 4 4"]) -> Float[Tensor, "*batch 4 4"]:
+    """`camera_from_world` of OpenGL cameras in a world with z up, whose (x, y, z) is our (x, z, −y)."""
+    ours_from_blender = torch.tensor([[1.0, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], [0, 0, 0, 1]]).to(world_from_camera)
+    return torch.linalg.inv(ours_from_blender @ world_from_camera)
+
+
 def from_blender(world_from_camera: Float[Tensor, "*batch 4 4"], fov_deg: float) -> Cameras:
     """Cameras of a z-up OpenGL world (NeRF's `transforms.json`, Blender, Diffusion4D's orbit)."""
-    ours_from_blender = torch.tensor([[1.0, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], [0, 0, 0, 1]]).to(world_from_camera)
-    matrix = torch.linalg.inv(ours_from_blender @ world_from_camera)
+    matrix = blender_pose(world_from_camera)
     return Cameras(matrix, pinhole(fov_deg).to(matrix).expand(*matrix.shape[:-2], 3, 3))
+
+
+def colmap_pose(camera_from_colmap: Float[Tensor, "*batch 4 4"]) -> Float[Tensor, "*batch 4 4"]:
+    """`camera_from_world` of COLMAP's extrinsics (OpenCV camera) in its world turned half around z, which puts y up:
+    COLMAP's (x, y, z) is our (−x, −y, z)."""
+    half_turn = torch.diag(torch.tensor([-1.0, -1.0, 1.0, 1.0])).to(camera_from_colmap)
+    return flip_yz(camera_from_colmap @ half_turn)
 
 
 def sv3d_angles(cameras: Cameras) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:

@@ -15,10 +15,10 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from loom4d.cameras import Cameras, cells, orbit
+from loom4d.cameras import Cameras, cells, orbit, seen_region
 from loom4d.gaussians import losses
 from loom4d.gaussians.asset import render
-from loom4d.gaussians.initial import ball_cloud, hull_cloud, seen_region
+from loom4d.gaussians.initial import ball_cloud, hull_cloud
 from loom4d.gaussians.motion import MOTIONS, DynamicGaussians
 from loom4d.gaussians.rasterize import RasterOptions, default_backend, rasterize
 from loom4d.grid import ImageGrid, png

@@ -10,7 +10,7 @@ from einops import rearrange, repeat
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from loom4d.cameras import Cameras
+from loom4d.cameras import Cameras, Region, seen_region
 from loom4d.grid import ImageGrid
 
 ENOUGH = 30  # voxels: a smaller hull means that some mask is wrong
@@ -36,26 +36,6 @@ class Cloud:
     def spacing(self, points: int | float) -> float:
         """Typical distance between neighbours when a moment has so many points."""
         return math.sqrt(self.area / points)
-
-
-@dataclass(frozen=True)
-class Region:
-    """The cube that the cameras look at."""
-
-    centre: Float[Tensor, 3]
-    half: float
-
-
-def seen_region(cameras: Cameras) -> Region:
-    """Centre: the point nearest to all optical axes. Half side: what the narrowest camera sees of it."""
-    flat = cameras.reshape(-1).to(torch.float64)
-    positions, axes = flat.positions, -flat.world_from_camera[:, :3, 2]
-    across = torch.eye(3).to(axes) - axes[:, :, None] * axes[:, None, :]  # projections onto each image plane
-    weak = 1e-3 * torch.eye(3).to(axes)  # parallel axes meet nowhere: then the origin's distance decides
-    centre = torch.linalg.solve(across.mean(0) + weak, (across @ positions[..., None]).mean(0)[:, 0])
-    distance = ((centre - positions) * axes).sum(-1).clamp_min(1e-3)
-    widest = torch.maximum(flat.intrinsics[:, 0, 0], flat.intrinsics[:, 1, 1])
-    return Region(centre.float(), float((0.5 * distance / widest).median()))
 
 
 def voxel_centres(region: Region, resolution: int) -> Float[Tensor, "voxel 3"]:
