@@ -11,7 +11,8 @@ LAYERS = [
     {"denoisers", "evaluation", "export"},
     {"methods", "training"},
     {"viewer", "fleet"},
-    {"pipeline", "serve"},
+    {"pipeline"},
+    {"serve"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

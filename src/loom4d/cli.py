@@ -258,6 +258,52 @@ def train(
     console.print(f"wrote {path}")
 
 
+def serve(
+    folder: Path = Path("runs/serve"),
+    host: str = "127.0.0.1",
+    port: int = 8765,
+    allowed_hosts: tuple[str, ...] = (),
+    new_token: bool = False,
+    checkpoints: Path | None = None,
+    device: Literal["cpu", "cuda"] = "cpu",
+    extensions: tuple[str, ...] = (),
+    max_megabytes: float = 200.0,
+) -> None:
+    """Serve the web app: upload, choose, watch, download. Stop it at any time; its runs go on when it starts again.
+
+    Args:
+        folder: Where its database, uploads and runs are kept.
+        host: The address to listen on. Any other than this machine's own asks browsers for a token.
+        port: 0 takes a free one.
+        allowed_hosts: Names besides this machine's own under which browsers may ask.
+        new_token: Print another login link; cookies of the old one end.
+        checkpoints: Folder with the files of the full-size priors.
+        device: Where full-size priors run.
+        extensions: Python modules that are imported first and may register methods, presets or formats.
+        max_megabytes: Largest upload.
+    """
+    for module in ("fastapi", "uvicorn"):
+        if importlib.util.find_spec(module) is None:
+            raise InputError(f"the web app needs {module}: pip install 'loom4d[serve]'")
+    from loom4d.serve.app import serve as serve_app
+    from loom4d.serve.settings import Limits, ServeError, Settings
+
+    settings = Settings(
+        folder=folder,
+        host=host,
+        port=port,
+        allowed_hosts=allowed_hosts,
+        checkpoints=checkpoints,
+        device=device,
+        extensions=extensions,
+        limits=Limits(bytes=int(max_megabytes * 1e6)),
+    )
+    try:
+        serve_app(settings, console.print, new_token)
+    except ServeError as error:
+        raise InputError(str(error)) from error
+
+
 def doctor() -> None:
     """Say what this machine has and what is missing, one line each."""
     kernels = "built and loaded" if native.load() else "not available: the slower tensor path runs"
@@ -275,6 +321,7 @@ def doctor() -> None:
         "autoencoder": f"step {autoencoder['step']}, {scores}",
         "prior": f"step {prior['step']}, {prior['scores']}",
         "diffusers": _extra("diffusers", "full-size"),
+        "web app": _extra("fastapi", "serve"),
         "browser": shutil.which("chromium") or shutil.which("google-chrome") or "none found for `loom4d view`",
     }
     for name, line in lines.items():
@@ -303,6 +350,7 @@ def commands(arguments: list[str]) -> dict[str, Callable[..., None]]:
         "export": export_command,
         "weights": weights,
         "train": train,
+        "serve": serve,
         "doctor": doctor,
     }
 

@@ -50,6 +50,7 @@ class GenerateConfig:
     fitting: FitConfig = field(default_factory=balanced)
     given_trust: float = 3.0  # how much more the fit trusts a given picture than a generated one
     orbit: OrbitOptions = field(default_factory=OrbitOptions)
+    title: str | None = None  # of the page; None is the input's name
 
 
 def generate(
@@ -85,7 +86,7 @@ def generating(path: Path, out: Path, config: GenerateConfig) -> Work[DynamicGau
         grid = yield from _stage(run, "imagine", _imagine(given, config, imagining, family, run))
         asset = yield from _stage(run, "fit", _fit(grid, given, config, run))
         yield from _stage(run, "orbit", _orbit(asset, grid, config, run))
-        yield from _stage(run, "viewer", _page(asset, grid, given, path, run))
+        yield from _stage(run, "viewer", _page(asset, grid, given, config.title or path.stem, run))
     finally:
         run.close()
     return asset
@@ -153,7 +154,8 @@ def _stage(run: Run, name: str, stage: Stage) -> Work[Any]:
 
 
 def _recorded(run: Run, event: Event) -> Event:
-    run.record(event)
+    """The event, after it was written down; pictures of previews stay out of the record."""
+    run.record(replace(event, data={name: value for name, value in event.data.items() if name != "png"}))
     return event
 
 
@@ -218,10 +220,10 @@ def _orbit(asset: DynamicGaussians, grid: ImageGrid, config: GenerateConfig, run
     return Stage(make, lambda: None)
 
 
-def _page(asset: DynamicGaussians, grid: ImageGrid, given: ImageGrid, path: Path, run: Run) -> Stage:
+def _page(asset: DynamicGaussians, grid: ImageGrid, given: ImageGrid, title: str, run: Run) -> Stage:
     def make() -> Work[dict[str, Any]]:
         yield Event("viewer", "start", "writing viewer.html")
-        size = write_page(asset, run.path / "viewer.html", title=path.stem, grid=grid, source=given)
+        size = write_page(asset, run.path / "viewer.html", title=title, grid=grid, source=given)
         return {"bytes": size.page}
 
     return Stage(make, lambda: None)

@@ -7,8 +7,9 @@ grid:   euler(composed(columns(multiview), rows(video), weight), noise, sigmas)
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from einops import repeat
@@ -18,21 +19,51 @@ from torch import Tensor
 from loom4d.cameras import Cameras, turntable
 from loom4d.denoisers.family import Family, Guidance
 from loom4d.diffusion.composition import (
+    NEGLIGIBLE,
+    Bands,
     Curve,
+    alternating,
     cells,
     clamped,
     columns,
     composed,
     marginal_corrected,
     rows,
+    switched,
     view_trust,
     weight_over,
 )
 from loom4d.diffusion.denoiser import Denoiser, Latents, Sigma, grid_noise
+from loom4d.diffusion.disagreement import Disagreement
+from loom4d.diffusion.frequency import FILTERS
+from loom4d.diffusion.guidance import guided, linear
+from loom4d.diffusion.reuse import Held, by_turns, reused
 from loom4d.diffusion.samplers import Sampling, State, sample, start
 from loom4d.diffusion.schedules import Sigmas, schedule
 from loom4d.grid import ImageGrid, straight
 from loom4d.runs import Event, InputError, Memory, Work
+
+
+@dataclass(frozen=True)
+class BandsConfig:
+    """A share of its own for the frequencies above a cutoff; below it, the share of the whole blend holds."""
+
+    over: str = "off"  # off, space (within each picture) or time (along the frames)
+    cutoff: float = 1.0  # turns over the picture or clip
+    share: Curve = field(default_factory=lambda: Curve("constant", high=0.4))
+
+
+@dataclass(frozen=True)
+class Shortcuts:
+    """What is left out to be quicker, at a price that docs/composition.md states. The numbers here leave nothing out."""
+
+    negligible: float = NEGLIGIBLE  # a prior that weighs no more than this in every cell is not asked
+    video_every: int = 1  # steps between the video prior's estimates; in between, its last one stands
+    multiview_every: int = 1
+    cells_every: int = 1
+    row_turns: int = 1  # at every step only every so-manieth row is asked, the others' last estimates stand
+    column_turns: int = 1
+    deep_every: int = 1  # steps between evaluations of the networks' deep layers, where the family can tell them apart
 
 
 @dataclass(frozen=True)
@@ -50,13 +81,18 @@ class DiffusionSquaredConfig:
     trust_by_azimuth: bool = False  # side views lean on the multi-view prior: u = 1 − ¾ sin² azimuth
     correction: float = 0.0  # γ of (1 + γ) · D_blend − γ · D_cell: what both priors count twice, the cell, taken back
     correction_below: float = 1e9  # σ from which on down the correction holds
+    bands: BandsConfig = field(default_factory=BandsConfig)
+    alternate_above: float = 1e9  # σ above which the priors take turns, step by step, instead of being blended
     video_guidance: Guidance = field(default_factory=Guidance)
     row_guidance: Guidance | None = None  # of the condition row alone; None: as all rows. Less of it, more motion
     multiview_guidance: Guidance = field(default_factory=Guidance)
+    shared_background: str = "off"  # off, video or multiview: guide the composition, away from this prior's background
     reference_frame: int = 0  # the instant whose views are drawn first; −1 is the last
     told_frame: int | None = None  # the frame that the video prior takes its picture for; None: the reference frame
     clamp_conditions: bool = True  # the condition row and column stand in the grid; else they are only conditions
     keep_given: bool = True  # the given pictures stand in the finished grid as given
+    shortcuts: Shortcuts = field(default_factory=Shortcuts)
+    preview_every: int = 0  # steps after which an event shows the clean estimate, decoded; 0 for never
 
 
 def default() -> DiffusionSquaredConfig:
@@ -160,41 +196,125 @@ class Weaver:
     def grid(
         self, column: Float[Tensor, "view 4 height width"], row: Float[Tensor, "frame 4 height width"]
     ) -> Work[ImageGrid]:
-        """All cells, given the condition column and row."""
-        config = self.config
-        told = self.reference if config.told_frame is None else config.told_frame
-        video = self.family.video(column, self.elevations, self.times, told, config.video_guidance)
-        multiview = self.family.multiview(row, self.azimuths, self.elevations, config.multiview_guidance)
-        trust = view_trust(self.azimuths) if config.trust_by_azimuth else None
-        weight = weight_over(config.share, self.sigmas, trust)
-        denoise = composed(columns(multiview), rows(video), weight)
-        if config.correction:
-            denoise = marginal_corrected(denoise, cells(self._image(row[self.reference])), self._gamma)
-        if config.clamp_conditions:
-            denoise = clamped(denoise, *self._conditions(column, row))
-        latents = yield from self._sampled("grid", denoise, (len(column), len(row)))
+        """All cells, given the condition column and row. What the priors disagreed about goes to memory as a map."""
+        known, mask = self._conditions(column, row)
+        asked = torch.ones_like(mask) if not self.config.clamp_conditions else ~mask
+        watch, held = Disagreement(), Held()
+        denoise = self._composed(column, row, asked, watch, held)
+        if self.config.clamp_conditions:
+            denoise = clamped(denoise, known, mask)
+        latents = yield from self._sampled("grid", denoise, (len(column), len(row)), watch, held)
         rgba = straight(self.family.decode(latents).clamp(0, 1))
-        if config.keep_given:
+        if self.config.keep_given:
             frames = slice(None) if self.given.frames > 1 else slice(0, 1)
             rgba[: self.given.views, frames] = self.given.rgba.to(rgba)
+        disagreed = watch.map()
+        if self.memory is not None and disagreed is not None:
+            facts = {"unit": "share of variance, d²/(1 + d²)", "sigmas": watch.window, "steps": watch.evaluations}
+            self.memory.keep("disagreement", {"disagreement": disagreed}, **facts)
         return ImageGrid(rgba, self.cameras, self.times)
 
-    def _gamma(self, sigma: Sigma) -> float:
-        return self.config.correction if float(sigma) <= self.config.correction_below else 0.0
+    def _composed(
+        self,
+        column: Float[Tensor, "view 4 height width"],
+        row: Float[Tensor, "frame 4 height width"],
+        asked: Bool[Tensor, "view frame"],
+        watch: Disagreement,
+        held: Held,
+    ) -> Denoiser:
+        """The rule: one denoiser of the cells in `asked`, out of both priors and the cells' own."""
+        config, sigmas, few = self.config, self.sigmas, self.config.shortcuts
+        shared = config.shared_background
+        if shared not in ("off", "video", "multiview"):
+            raise InputError(f"--imagining.shared-background takes off, video or multiview, not {shared!r}")
+        plain = None if shared == "off" else Guidance()
+        around = self._multiview(row, asked, plain or config.multiview_guidance, held, few.column_turns)
+        along = self._video(column, asked, plain or config.video_guidance, held, few.row_turns)
+        trust = view_trust(self.azimuths) if config.trust_by_azimuth else None
+        weight = weight_over(config.share, sigmas, trust)
+        blend = composed(
+            reused(around, few.multiview_every, sigmas, held, "multiview"),
+            reused(along, few.video_every, sigmas, held, "video"),
+            weight,
+            few.negligible,
+            watch,
+            self._bands(trust),
+        )
+        denoise = switched(alternating(around, along, sigmas), blend, config.alternate_above)
+        if config.correction:
+            single = cells(self._image(row[self.reference], asked), asked)
+            denoise = marginal_corrected(denoise, reused(single, few.cells_every, sigmas, held, "cells"), self._gamma)
+        if plain is None:
+            return denoise
+        nothing, guide = Guidance(0.0, 0.0), config.video_guidance
+        background = (
+            self._video(column, asked, nothing, held, 1)
+            if shared == "video"
+            else self._multiview(row, asked, nothing, held, 1)
+        )
+        scale = linear(guide.first, guide.last, len(row))
+        return guided(denoise, background, scale, (guide.low, guide.high))
 
-    def _image(self, reference: Float[Tensor, "4 height width"]) -> Denoiser:
-        """The prior of single cells, given the reference picture alone: what a row and a column both know."""
+    def _video(
+        self,
+        column: Float[Tensor, "view 4 height width"],
+        asked: Bool[Tensor, "view frame"],
+        guidance: Guidance,
+        held: Held,
+        turns: int,
+    ) -> Denoiser:
+        """The video prior of the rows with an asked cell, each given its picture of the condition column."""
+        told = self.reference if self.config.told_frame is None else self.config.told_frame
+        views = asked.any(1).nonzero()[:, 0].tolist()
+
+        def bind(some: Sequence[int]) -> Denoiser:
+            return self.family.video(column[some], self.elevations[some], self.times, told, guidance)
+
+        return rows(by_turns(bind, views, turns, self.sigmas, held, "rows"), views)
+
+    def _multiview(
+        self,
+        row: Float[Tensor, "frame 4 height width"],
+        asked: Bool[Tensor, "view frame"],
+        guidance: Guidance,
+        held: Held,
+        turns: int,
+    ) -> Denoiser:
+        """The multi-view prior of the columns with an asked cell, each given its picture of the condition row."""
+        frames = asked.any(0).nonzero()[:, 0].tolist()
+
+        def bind(some: Sequence[int]) -> Denoiser:
+            return self.family.multiview(row[some], self.azimuths, self.elevations, guidance)
+
+        return columns(by_turns(bind, frames, turns, self.sigmas, held, "columns"), frames)
+
+    def _bands(self, trust: Float[Tensor, " view"] | None) -> Bands | None:
+        bands = self.config.bands
+        if bands.over == "off":
+            return None
+        if bands.over not in FILTERS:
+            raise InputError(f"--imagining.bands.over takes off, {', '.join(FILTERS)}, not {bands.over!r}")
+        return Bands(weight_over(bands.share, self.sigmas, trust), partial(FILTERS[bands.over], cutoff=bands.cutoff))
+
+    def _gamma(self, sigma: Sigma) -> float:
+        config = self.config
+        blended = float(sigma) < config.alternate_above
+        return config.correction if blended and float(sigma) <= config.correction_below else 0.0
+
+    def _image(self, reference: Float[Tensor, "4 height width"], asked: Bool[Tensor, "view frame"]) -> Denoiser:
+        """The prior of the asked cells, given the reference picture alone: what a row and a column both know."""
         if self.family.image is None:
             raise InputError(
                 f"the {self.family.name} priors have no prior of single pictures; use --imagining.correction 0"
             )
         views, frames = len(self.azimuths), len(self.times)
-        since = self.times - self.times[self.reference]
+        since = (self.times - self.times[self.reference]) / (self.times[-1] - self.times[0])
+        chosen = asked.flatten()
         return self.family.image(
-            repeat(reference, "c h w -> (view frame) c h w", view=views, frame=frames),
-            repeat(self.azimuths, "view -> (view frame)", frame=frames),
-            repeat(self.elevations, "view -> (view frame)", frame=frames),
-            repeat(since / (self.times[-1] - self.times[0]), "frame -> (view frame)", view=views),
+            repeat(reference, "c h w -> cell c h w", cell=int(chosen.sum())),
+            repeat(self.azimuths, "view -> (view frame)", frame=frames)[chosen],
+            repeat(self.elevations, "view -> (view frame)", frame=frames)[chosen],
+            repeat(since, "frame -> (view frame)", view=views)[chosen],
             Guidance(),
         )
 
@@ -217,26 +337,34 @@ class Weaver:
         known[0] = self.family.encode(row)
         return known, mask
 
-    def _sampled(self, stage: str, denoise: Denoiser, size: tuple[int, ...]) -> Work[Latents]:
-        """Walks one trajectory; the state after each step goes to memory, an earlier one is taken up from there."""
+    def _sampled(
+        self,
+        stage: str,
+        denoise: Denoiser,
+        size: tuple[int, ...],
+        watch: Disagreement | None = None,
+        held: Held | None = None,
+    ) -> Work[Latents]:
+        """Walks one trajectory; the state after each step goes to memory, an earlier one is taken up from there,
+        with what was `held` and watched until then."""
         views, frames = size
+        watch, held = watch or Disagreement(), {} if held is None else held
         noise = grid_noise(self.config.seed, views, frames, self.family.latent_shape, stream=STREAMS[stage])
-        begun = recalled(self.memory, stage) or start(noise, self.sigmas)
+        begun = recalled(self.memory, stage, watch, held) or start(noise, self.sigmas)
         total = len(self.sigmas) - 1
         sampling = replace(self.config.sampling, seed=self.config.seed)
         yield Event(stage, "start", f"{views} × {frames} pictures", begun.step, total)
         state = begun
-        for state in _walk(denoise, begun, self.sigmas, sampling):
+        for state in _walk(denoise, begun, self.sigmas, sampling, watch):
             if self.memory is not None:
-                tensors = {"x": state.x} | ({} if state.denoised is None else {"denoised": state.denoised})
-                self.memory.save_state(stage, tensors, step=state.step)
+                self.memory.save_state(stage, remembered(state, watch, held), step=state.step)
             yield Event(stage, "progress", "", state.step, total, {"sigma": round(self.sigmas[state.step].item(), 4)})
         return state.x.float()
 
 
-def _walk(denoise: Denoiser, state: State, sigmas: Sigmas, sampling: Sampling) -> Iterator[State]:
+def _walk(denoise: Denoiser, state: State, sigmas: Sigmas, sampling: Sampling, watch: Disagreement) -> Iterator[State]:
     with torch.inference_mode():
-        walk = sample(denoise, state, sigmas, sampling)
+        walk = sample(denoise, state, sigmas, sampling, lambda: watch.last)
     while True:
         with torch.inference_mode():
             following = next(walk, None)
@@ -245,12 +373,21 @@ def _walk(denoise: Denoiser, state: State, sigmas: Sigmas, sampling: Sampling) -
         yield following
 
 
-def recalled(memory: Memory | None, stage: str) -> State | None:
-    """The stage's last state in memory, if any."""
+def remembered(state: State, watch: Disagreement, held: Held) -> dict[str, Tensor]:
+    """All that a trajectory needs to go on, under names that tell whose it is."""
+    own = {"x": state.x} | ({} if state.denoised is None else {"denoised": state.denoised})
+    watched = {f"watch.{name}": tensor for name, tensor in watch.tensors().items()}
+    return own | watched | {f"held.{name}": tensor for name, tensor in held.items()}
+
+
+def recalled(memory: Memory | None, stage: str, watch: Disagreement, held: Held) -> State | None:
+    """The stage's last state in memory, if any; what was watched and held goes back where it belongs."""
     saved = memory.load_state(stage) if memory is not None else None
     if saved is None:
         return None
     tensors, facts = saved
+    watch.restore({name.removeprefix("watch."): one for name, one in tensors.items() if name.startswith("watch.")})
+    held.update({name.removeprefix("held."): one for name, one in tensors.items() if name.startswith("held.")})
     return State(facts["step"], tensors["x"], tensors.get("denoised"))
 
 

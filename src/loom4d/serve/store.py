@@ -1,0 +1,386 @@
+"""What the server and its children know, in one SQLite file: uploads, the queue, events, exports, timings, sessions.
+
+Every change is one transaction in write-ahead mode, so a killed process leaves a whole database, and the queue with it.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from loom4d.serve.settings import ServeError
+
+VERSION = 1
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS uploads (
+    id TEXT PRIMARY KEY, name TEXT NOT NULL, file TEXT NOT NULL, kind TEXT NOT NULL, bytes INTEGER NOT NULL,
+    facts TEXT NOT NULL, created REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS jobs (
+    id TEXT PRIMARY KEY, upload TEXT NOT NULL, title TEXT NOT NULL, kind TEXT NOT NULL, choices TEXT NOT NULL,
+    state TEXT NOT NULL, error TEXT NOT NULL DEFAULT '', cancel INTEGER NOT NULL DEFAULT 0,
+    deaths INTEGER NOT NULL DEFAULT 0, created REAL NOT NULL, queued REAL NOT NULL, started REAL, finished REAL,
+    seconds REAL NOT NULL DEFAULT 0);
+CREATE INDEX IF NOT EXISTS jobs_by_state ON jobs (state, queued);
+CREATE TABLE IF NOT EXISTS events (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, job TEXT NOT NULL, at REAL NOT NULL, body TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS events_by_job ON events (job, id);
+CREATE TABLE IF NOT EXISTS exports (
+    job TEXT NOT NULL, format TEXT NOT NULL, state TEXT NOT NULL, error TEXT NOT NULL DEFAULT '', file TEXT NOT NULL
+    DEFAULT '', bytes INTEGER NOT NULL DEFAULT 0, asked REAL NOT NULL, PRIMARY KEY (job, format));
+CREATE TABLE IF NOT EXISTS timings (
+    part TEXT NOT NULL, key TEXT NOT NULL, source TEXT NOT NULL, seconds TEXT NOT NULL, at REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS secrets (name TEXT PRIMARY KEY, digest TEXT NOT NULL, at REAL NOT NULL);
+"""
+ENDED = ("done", "failed", "cancelled")
+DEATHS = 3  # of the worker during one job, after which the job is given up
+
+
+class BrokenStore(ServeError):
+    """The database cannot be read or written."""
+
+
+class FullDisk(ServeError):
+    """There is no room left on the disk."""
+
+
+@dataclass(frozen=True)
+class Upload:
+    id: str
+    name: str  # as the browser said it: shown, never used as a path
+    file: str  # of the upload's folder
+    kind: str  # "picture", "clip" or "model"
+    bytes: int
+    facts: dict[str, Any]
+    created: float
+
+
+@dataclass(frozen=True)
+class Job:
+    """`state` is "queued", "running", "done", "failed" or "cancelled"."""
+
+    id: str
+    upload: str
+    title: str
+    kind: str  # of the upload
+    choices: dict[str, Any]
+    state: str = "queued"
+    error: str = ""
+    cancel: bool = False
+    deaths: int = 0
+    created: float = 0.0
+    queued: float = 0.0
+    started: float | None = None
+    finished: float | None = None
+    seconds: float = 0.0  # that the worker has spent on it
+
+
+@dataclass(frozen=True)
+class Export:
+    """`state` is "queued", "writing", "done" or "failed"."""
+
+    job: str
+    format: str
+    state: str
+    error: str = ""
+    file: str = ""
+    bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds per stage of one part ("imagine", "fit" or "rest") of a run, as a job or a trial took them."""
+
+    part: str
+    key: str
+    source: str  # "job" or "trial"
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+class Store:
+    """The database. Any thread may call; several processes may hold one each."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.lock = threading.RLock()
+        with self._speaking():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.connection = sqlite3.connect(path, timeout=20, isolation_level=None, check_same_thread=False)
+            self.connection.row_factory = sqlite3.Row
+            self.connection.execute("PRAGMA journal_mode = WAL")
+            self.connection.execute("PRAGMA synchronous = NORMAL")
+            version = self.connection.execute("PRAGMA user_version").fetchone()[0]
+            if version not in (0, VERSION):
+                raise BrokenStore(f"{path}: made by another version of Loom4D; choose another --folder")
+            if self.connection.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
+                raise sqlite3.DatabaseError("it failed its integrity check")
+            self.connection.executescript(SCHEMA)
+            self.connection.execute(f"PRAGMA user_version = {VERSION}")
+
+    def close(self) -> None:
+        with self.lock:
+            self.connection.close()
+
+    @contextmanager
+    def _speaking(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            if "full" in str(error):
+                raise FullDisk("the disk is full: free some space and try again") from error
+            advice = "move it away to start with an empty one; the runs beside it stay as they are"
+            raise BrokenStore(f"{self.path}: the database cannot be used ({error}); {advice}") from error
+        except OSError as error:
+            raise BrokenStore(f"{self.path.parent}: cannot write there ({error.strerror})") from error
+
+    @contextmanager
+    def _changing(self) -> Iterator[sqlite3.Connection]:
+        """One transaction, taken up front so that two processes never both believe they hold the same job."""
+        with self.lock, self._speaking():
+            self.connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self.connection
+            except BaseException:
+                self.connection.execute("ROLLBACK")
+                raise
+            self.connection.execute("COMMIT")
+
+    def _rows(self, query: str, *values: Any) -> list[sqlite3.Row]:
+        with self.lock, self._speaking():
+            return self.connection.execute(query, values).fetchall()
+
+    # --- uploads ---------------------------------------------------------------------------------------------------
+
+    def add_upload(self, upload: Upload) -> None:
+        with self._changing() as db:
+            values = (upload.id, upload.name, upload.file, upload.kind, upload.bytes, json.dumps(upload.facts))
+            db.execute("INSERT INTO uploads VALUES (?, ?, ?, ?, ?, ?, ?)", (*values, upload.created))
+
+    def upload(self, upload: str) -> Upload | None:
+        rows = self._rows("SELECT * FROM uploads WHERE id = ?", upload)
+        return Upload(**{**dict(rows[0]), "facts": json.loads(rows[0]["facts"])}) if rows else None
+
+    def idle_uploads(self) -> list[tuple[str, float]]:
+        """(id, created) of the uploads without a job, newest first."""
+        query = "SELECT id, created FROM uploads WHERE id NOT IN (SELECT upload FROM jobs) ORDER BY created DESC"
+        return [(row["id"], row["created"]) for row in self._rows(query)]
+
+    def remove_upload(self, upload: str) -> bool:
+        """Forgets an upload, unless a job has come to use it."""
+        with self._changing() as db:
+            query = "DELETE FROM uploads WHERE id = ? AND id NOT IN (SELECT upload FROM jobs)"
+            return db.execute(query, (upload,)).rowcount > 0
+
+    # --- jobs ------------------------------------------------------------------------------------------------------
+
+    def add_job(self, job: Job) -> None:
+        now = time.time()
+        with self._changing() as db:
+            db.execute(
+                "INSERT INTO jobs (id, upload, title, kind, choices, state, created, queued) "
+                "VALUES (?, ?, ?, ?, ?, 'queued', ?, ?)",
+                (job.id, job.upload, job.title, job.kind, json.dumps(job.choices), now, now),
+            )
+            self._say_state(db, job.id, "queued")
+
+    def job(self, job: str) -> Job | None:
+        rows = self._rows("SELECT * FROM jobs WHERE id = ?", job)
+        return _job(rows[0]) if rows else None
+
+    def jobs(self, limit: int = 100, before: float = float("inf")) -> list[Job]:
+        """The newest jobs, and those created before an instant."""
+        query = "SELECT * FROM jobs WHERE created < ? ORDER BY created DESC LIMIT ?"
+        return [_job(row) for row in self._rows(query, before, limit)]
+
+    def waiting(self) -> list[Job]:
+        """Queued jobs, first come first."""
+        return [_job(row) for row in self._rows("SELECT * FROM jobs WHERE state = 'queued' ORDER BY queued, rowid")]
+
+    def take_job(self) -> Job | None:
+        """The first of the queue, now running."""
+        with self._changing() as db:
+            row = db.execute("SELECT id FROM jobs WHERE state = 'queued' ORDER BY queued, rowid LIMIT 1").fetchone()
+            if row is None:
+                return None
+            db.execute("UPDATE jobs SET state = 'running', started = ? WHERE id = ?", (time.time(), row["id"]))
+            self._say_state(db, row["id"], "running")
+            return _job(db.execute("SELECT * FROM jobs WHERE id = ?", (row["id"],)).fetchone())
+
+    def end_job(self, job: str, state: str, error: str = "", seconds: float = 0.0) -> None:
+        """A running job has come to `state`, or back into the queue ("queued")."""
+        with self._changing() as db:
+            db.execute(
+                "UPDATE jobs SET state = ?, error = ?, finished = ?, seconds = seconds + ?, cancel = 0 WHERE id = ?",
+                (state, error, time.time() if state in ENDED else None, seconds, job),
+            )
+            self._say_state(db, job, state, error)
+
+    def cancel(self, job: str) -> str | None:
+        """Asks a running job to stop, takes a waiting one out of the queue; returns the state found, None without."""
+        with self._changing() as db:
+            row = db.execute("SELECT state FROM jobs WHERE id = ?", (job,)).fetchone()
+            if row is None:
+                return None
+            if row["state"] == "queued":
+                db.execute("UPDATE jobs SET state = 'cancelled', finished = ? WHERE id = ?", (time.time(), job))
+                self._say_state(db, job, "cancelled")
+            elif row["state"] == "running":
+                db.execute("UPDATE jobs SET cancel = 1 WHERE id = ?", (job,))
+            return str(row["state"])
+
+    def again(self, job: str) -> bool:
+        """Puts a cancelled or failed job back into the queue; it goes on from where its run folder stands."""
+        with self._changing() as db:
+            query = "UPDATE jobs SET state = 'queued', error = '', queued = ?, deaths = 0, finished = NULL, cancel = 0 "
+            done = db.execute(query + "WHERE id = ? AND state IN ('cancelled', 'failed')", (time.time(), job))
+            if done.rowcount:
+                self._say_state(db, job, "queued")
+            return done.rowcount > 0
+
+    def recover(self, blamed: bool) -> list[str]:
+        """Returns what was running to the front of the queue, for its worker is gone; names those jobs.
+
+        `blamed`: the worker died over the job, and not with the server; a job that killed it thrice has failed.
+        """
+        with self._changing() as db:
+            rows = db.execute("SELECT * FROM jobs WHERE state = 'running'").fetchall()
+            for row in rows:
+                deaths = row["deaths"] + (1 if blamed else 0)
+                db.execute("UPDATE jobs SET deaths = ? WHERE id = ?", (deaths, row["id"]))
+                if row["cancel"]:
+                    state, error = "cancelled", ""
+                elif deaths >= DEATHS:
+                    state = "failed"
+                    error = f"the worker died {deaths} times over this job; perhaps it needs more memory than is here"
+                else:
+                    state, error = "queued", ""
+                ended = time.time() if state in ENDED else None
+                query = "UPDATE jobs SET state = ?, error = ?, cancel = 0, finished = ? WHERE id = ?"
+                db.execute(query, (state, error, ended, row["id"]))
+                self._say_state(db, row["id"], state, error)
+            exports = db.execute("SELECT job, format FROM exports WHERE state = 'writing'").fetchall()
+            for row in exports:
+                state = "failed" if blamed else "queued"
+                error = "the worker died while it wrote this" if blamed else ""
+                query = "UPDATE exports SET state = ?, error = ? WHERE job = ? AND format = ?"
+                db.execute(query, (state, error, row["job"], row["format"]))
+                self._say(db, row["job"], {"kind": "export", "format": row["format"], "state": state, "error": error})
+            return [row["id"] for row in rows] + [row["job"] for row in exports]
+
+    def remove_job(self, job: str) -> str | None:
+        """Forgets a job that is not running; returns the state found. Only "running" keeps it."""
+        with self._changing() as db:
+            row = db.execute("SELECT state FROM jobs WHERE id = ?", (job,)).fetchone()
+            if row is None or row["state"] == "running":
+                return None if row is None else str(row["state"])
+            writing = db.execute("SELECT 1 FROM exports WHERE job = ? AND state = 'writing'", (job,)).fetchone()
+            if writing is not None:
+                return "running"
+            for query in (
+                "DELETE FROM jobs WHERE id = ?",
+                "DELETE FROM events WHERE job = ?",
+                "DELETE FROM exports WHERE job = ?",
+            ):
+                db.execute(query, (job,))
+            return str(row["state"])
+
+    # --- events ----------------------------------------------------------------------------------------------------
+
+    def say(self, job: str, body: dict[str, Any]) -> None:
+        """Appends an event to the job's record."""
+        with self._changing() as db:
+            self._say(db, job, body)
+
+    def events(self, job: str, after: int, limit: int = 200) -> list[tuple[int, dict[str, Any]]]:
+        """The next events of a job after the one with number `after`, at most `limit`."""
+        query = "SELECT id, at, body FROM events WHERE job = ? AND id > ? ORDER BY id LIMIT ?"
+        return [
+            (row["id"], {"at": row["at"], **json.loads(row["body"])}) for row in self._rows(query, job, after, limit)
+        ]
+
+    def latest(self, job: str) -> dict[str, Any]:
+        """The last event that counts steps, or an empty record."""
+        query = "SELECT body FROM events WHERE job = ? AND body LIKE '%\"total\"%' ORDER BY id DESC LIMIT 1"
+        rows = self._rows(query, job)
+        return json.loads(rows[0]["body"]) if rows else {}
+
+    def _say(self, db: sqlite3.Connection, job: str, body: dict[str, Any]) -> None:
+        query = "INSERT INTO events (job, at, body) VALUES (?, ?, ?)"
+        db.execute(query, (job, round(time.time(), 3), json.dumps(body)))
+
+    def _say_state(self, db: sqlite3.Connection, job: str, state: str, error: str = "") -> None:
+        self._say(db, job, {"kind": "state", "state": state, **({"error": error} if error else {})})
+
+    # --- exports ---------------------------------------------------------------------------------------------------
+
+    def ask_export(self, job: str, format: str) -> Export:
+        """Queues an export unless it is there or on its way; a failed one is tried again."""
+        with self._changing() as db:
+            now = time.time()
+            db.execute(
+                "INSERT INTO exports (job, format, state, asked) VALUES (?, ?, 'queued', ?) "
+                "ON CONFLICT (job, format) DO UPDATE SET state = 'queued', error = '', asked = ? WHERE state = 'failed'",
+                (job, format, now, now),
+            )
+            export = _export(db.execute("SELECT * FROM exports WHERE job = ? AND format = ?", (job, format)).fetchone())
+            self._say(db, job, {"kind": "export", "format": format, "state": export.state, "bytes": export.bytes})
+            return export
+
+    def take_export(self) -> Export | None:
+        """The first export that waits, now being written."""
+        with self._changing() as db:
+            row = db.execute("SELECT * FROM exports WHERE state = 'queued' ORDER BY asked LIMIT 1").fetchone()
+            if row is None:
+                return None
+            query = "UPDATE exports SET state = 'writing' WHERE job = ? AND format = ?"
+            db.execute(query, (row["job"], row["format"]))
+            self._say(db, row["job"], {"kind": "export", "format": row["format"], "state": "writing"})
+            return _export(row)
+
+    def end_export(self, export: Export) -> None:
+        with self._changing() as db:
+            query = "UPDATE exports SET state = ?, error = ?, file = ?, bytes = ? WHERE job = ? AND format = ?"
+            db.execute(query, (export.state, export.error, export.file, export.bytes, export.job, export.format))
+            body = {"format": export.format, "state": export.state, "error": export.error, "bytes": export.bytes}
+            self._say(db, export.job, {"kind": "export", **body})
+
+    def exports(self, job: str) -> list[Export]:
+        return [_export(row) for row in self._rows("SELECT * FROM exports WHERE job = ?", job)]
+
+    # --- timings and secrets ---------------------------------------------------------------------------------------
+
+    def add_timing(self, timing: Timing) -> None:
+        with self._changing() as db:
+            values = (timing.part, timing.key, timing.source, json.dumps(timing.seconds), time.time())
+            db.execute("INSERT INTO timings VALUES (?, ?, ?, ?, ?)", values)
+
+    def timings(self) -> list[Timing]:
+        """The last 500, newest first."""
+        rows = self._rows("SELECT part, key, source, seconds FROM timings ORDER BY rowid DESC LIMIT 500")
+        return [Timing(row["part"], row["key"], row["source"], json.loads(row["seconds"])) for row in rows]
+
+    def keep_secret(self, name: str, digest: str) -> None:
+        """Keeps the digest of a secret; the secret itself is nowhere."""
+        with self._changing() as db:
+            db.execute("INSERT OR REPLACE INTO secrets VALUES (?, ?, ?)", (name, digest, time.time()))
+
+    def secrets(self) -> dict[str, str]:
+        return {row["name"]: row["digest"] for row in self._rows("SELECT name, digest FROM secrets ORDER BY at")}
+
+    def forget_secrets(self) -> None:
+        with self._changing() as db:
+            db.execute("DELETE FROM secrets")
+
+
+def _job(row: sqlite3.Row) -> Job:
+    return Job(**{**dict(row), "choices": json.loads(row["choices"]), "cancel": bool(row["cancel"])})
+
+
+def _export(row: sqlite3.Row) -> Export:
+    return Export(row["job"], row["format"], row["state"], row["error"], row["file"], row["bytes"])
