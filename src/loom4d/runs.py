@@ -96,6 +96,8 @@ class Memory(Protocol):
 
     def load_state(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None: ...
 
+    def keep(self, name: str, tensors: dict[str, Tensor], **facts: Any) -> None: ...
+
 
 class Run:
     """A run folder: `config.json`, `events.jsonl`, `report.json` and the artefacts, resumable after a kill.
@@ -152,6 +154,10 @@ class Run:
         """What `save_state` last wrote under `name`, or None."""
         file = self.path / "state" / f"{name}.safetensors"
         return load_tensors(file) if file.exists() else None
+
+    def keep(self, name: str, tensors: dict[str, Tensor], **facts: Any) -> None:
+        """Writes `NAME.safetensors` into the run folder: a result beside the stages' own."""
+        save_tensors(self.path / f"{name}.safetensors", tensors, facts)
 
     def close(self) -> None:
         self._events.close()

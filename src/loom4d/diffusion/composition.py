@@ -7,12 +7,12 @@ over all views and belongs to the multi-view prior. Everything here takes denois
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from einops import rearrange, reduce
+from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -23,37 +23,59 @@ NEGLIGIBLE = 1e-3  # a prior that weighs no more than this in every cell is not 
 
 Share = float | Float[Tensor, ""] | Float[Tensor, " view"] | Float[Tensor, "view frame"]
 Weight = Callable[[Sigma], Share]  # the multi-view prior's share W; the video prior has 1 − W
-Observer = Callable[[Sigma, Float[Tensor, "view frame"]], None]
+Observer = Callable[[Sigma, Latents], None]  # told D_mv − D_vid of the whole grid at each sigma
+
+
+@dataclass(frozen=True)
+class Bands:
+    """Two bands of frequencies, over space or time: what `lowpass` keeps goes by the blend's own weight, the rest
+    by `fine`."""
+
+    fine: Weight
+    lowpass: Callable[[Latents], Latents]  # linear; loom4d.diffusion.frequency has them
 
 
 # --- clips and grids -----------------------------------------------------------------------------------------------
 
 
-def rows(video: Denoiser) -> Denoiser:
-    """A denoiser of clips read along time: clip = view, picture = frame."""
+def rows(video: Denoiser, asked: Sequence[int] | None = None) -> Denoiser:
+    """A denoiser of clips read along time: clip = view, picture = frame.
+
+    With `asked`, `video` holds these views only, and the others come out as 0: for rows that are known anyway.
+    """
 
     def denoise(x: Latents, sigma: Sigma) -> Latents:
-        return video(x, sigma)  # (view frame c h w) is (clip picture c h w) already
+        if asked is None:
+            return video(x, sigma)  # (view frame c h w) is (clip picture c h w) already
+        clean = torch.zeros_like(x)
+        clean[list(asked)] = video(x[list(asked)], sigma).to(x)
+        return clean
 
     return denoise
 
 
-def columns(multiview: Denoiser) -> Denoiser:
-    """A denoiser of clips read around the object: clip = frame, picture = view."""
+def columns(multiview: Denoiser, asked: Sequence[int] | None = None) -> Denoiser:
+    """A denoiser of clips read around the object: clip = frame, picture = view. `asked`, as in `rows`, names frames."""
+    by_frame = rows(multiview, asked)
 
     def denoise(x: Latents, sigma: Sigma) -> Latents:
         clips = rearrange(x, "view frame ... -> frame view ...")
-        return rearrange(multiview(clips, sigma), "frame view ... -> view frame ...")
+        return rearrange(by_frame(clips, sigma), "frame view ... -> view frame ...")
 
     return denoise
 
 
-def cells(image: Denoiser) -> Denoiser:
-    """A denoiser of clips given every cell as a clip of one picture: the marginal that both priors share."""
+def cells(image: Denoiser, asked: Bool[Tensor, "view frame"] | None = None) -> Denoiser:
+    """A denoiser of clips given every cell as a clip of one picture: the marginal that both priors share.
+
+    With `asked`, `image` holds these cells only, in reading order, and the others come out as 0.
+    """
 
     def denoise(x: Latents, sigma: Sigma) -> Latents:
-        clips = rearrange(x, "view frame ... -> (view frame) 1 ...")
-        return rearrange(image(clips, sigma), "(view frame) 1 ... -> view frame ...", view=len(x))
+        chosen = torch.ones(x.shape[:2], dtype=torch.bool) if asked is None else asked
+        clean = torch.zeros_like(x)
+        clean[chosen] = image(x[chosen][:, None], sigma)[:, 0].to(x)
+        return clean
 
     return denoise
 
@@ -67,23 +89,29 @@ def composed(
     weight: Weight,
     negligible: float = NEGLIGIBLE,
     observe: Observer | None = None,
+    bands: Bands | None = None,
 ) -> Denoiser:
     """D = W · D_mv + (1 − W) · D_vid, with W a number, (view,) or (view, frame) at each sigma.
 
     Both arguments are denoisers of grids: `composed(columns(multiview), rows(video), weight)`. A prior whose weight is
-    at most `negligible` in every cell is not evaluated. Where both are, `observe` is told how much they disagree.
+    at most `negligible` in every cell is not evaluated. Where both are, `observe` is told their difference. With
+    `bands`, D = D_vid + W · L(D_mv − D_vid) + W_fine · (1 − L)(D_mv − D_vid): each band of frequencies by its own weight.
     """
 
     def denoise(x: Latents, sigma: Sigma) -> Latents:
-        share = per_cell(weight(sigma), x)
-        if bool((share <= negligible).all()):
+        shares = [per_cell(one(sigma), x) for one in ([weight] if bands is None else [weight, bands.fine])]
+        if all(bool((share <= negligible).all()) for share in shares):
             return video(x, sigma)
-        if bool((share >= 1 - negligible).all()):
+        if all(bool((share >= 1 - negligible).all()) for share in shares):
             return multiview(x, sigma)
         around, along = multiview(x, sigma), video(x, sigma)
+        difference = around - along
         if observe is not None:
-            observe(sigma, disagreement(around, along))
-        return along + share * (around - along)
+            observe(sigma, difference)
+        if bands is None:
+            return along + shares[0] * difference
+        coarse = bands.lowpass(difference)
+        return along + shares[0] * coarse + shares[1] * (difference - coarse)
 
     return denoise
 
@@ -133,11 +161,6 @@ def clamped(denoise: Denoiser, known: Latents, mask: Bool[Tensor, "view frame"])
     return imposed
 
 
-def disagreement(a: Latents, b: Latents) -> Float[Tensor, "view frame"]:
-    """Root mean squared difference of two grids in each cell."""
-    return reduce((a - b) ** 2, "view frame ... -> view frame", "mean").sqrt()
-
-
 def per_cell(share: Share, x: Latents) -> Float[Tensor, ...]:
     """A share shaped to multiply a grid: a number, or one per view, or one per cell."""
     share = torch.as_tensor(share, dtype=x.dtype, device=x.device)
@@ -174,37 +197,44 @@ class Curve:
     shape: str = "logistic"  # of WEIGHTS
     high: float = 1.0
     low: float = 0.0
-    midpoint: float = 0.5  # logistic only: where half of the way is done, s₀ of Diffusion²
-    steepness: float = 20.0  # logistic only: k of Diffusion²
+    midpoint: float = 0.5  # logistic: where half of the way is done, s₀ of Diffusion²; log_sigma: the σ of half
+    steepness: float = 20.0  # logistic: k of Diffusion²; log_sigma: the power of σ that it falls with
 
-    def __call__(self, t: float) -> float:
+    def __call__(self, t: float, sigma: float = math.nan) -> float:
+        """The share at progress t and noise `sigma`, which "log_sigma" alone looks at."""
         if self.shape not in WEIGHTS:
             raise ValueError(f"unknown weight {self.shape!r}; choose one of {', '.join(WEIGHTS)}")
-        return self.low + (self.high - self.low) * WEIGHTS[self.shape](t, self)
+        return self.low + (self.high - self.low) * WEIGHTS[self.shape](t, sigma, self)
 
 
-def constant(t: float, curve: Curve) -> float:
+def constant(t: float, sigma: float, curve: Curve) -> float:
     return 1.0
 
 
-def linear(t: float, curve: Curve) -> float:
+def linear(t: float, sigma: float, curve: Curve) -> float:
     return 1 - t
 
 
-def cosine(t: float, curve: Curve) -> float:
+def cosine(t: float, sigma: float, curve: Curve) -> float:
     return (1 + math.cos(math.pi * t)) / 2
 
 
-def logistic(t: float, curve: Curve) -> float:
+def logistic(t: float, sigma: float, curve: Curve) -> float:
     """1/(1 + e^{k(t−s₀)}): the falling sign that the paper's words and code agree on, not the one it prints."""
     return 1 / (1 + math.exp(curve.steepness * (t - curve.midpoint)))
 
 
-WEIGHTS: dict[str, Callable[[float, Curve], float]] = {
+def log_sigma(t: float, sigma: float, curve: Curve) -> float:
+    """1/(1 + (σ₀/σ)ᵏ): logistic in ln σ, so that it means the same under every schedule and number of steps."""
+    return 1 / (1 + math.exp(min(700.0, curve.steepness * math.log(curve.midpoint / sigma))))
+
+
+WEIGHTS: dict[str, Callable[[float, float, Curve], float]] = {
     "constant": constant,
     "linear": linear,
     "cosine": cosine,
     "logistic": logistic,
+    "log_sigma": log_sigma,
 }
 
 
@@ -218,7 +248,7 @@ def weight_over(curve: Curve, sigmas: Sigmas, trust: Float[Tensor, "*cell"] | No
     progress = Progress(sigmas)
 
     def weight(sigma: Sigma) -> Share:
-        share = curve(progress(sigma))
+        share = curve(progress(sigma), float(sigma))
         return share if trust is None else 1 - trust * (1 - share)
 
     return weight

@@ -19,12 +19,16 @@ def guided(
 ) -> Denoiser:
     """D = D_u + scale · (D_c − D_u) while interval[0] <= σ <= interval[1], and D_c alone elsewhere.
 
-    A scale of 1 in every place never asks the unconditional denoiser. Clips are (clip, picture, c, h, w).
+    A scale of 1 in every place never asks the unconditional denoiser, a scale of 0 never the other. Clips are (clip,
+    picture, c, h, w), or a grid: `guided(composed(…), columns(unconditional), scale)` is guidance after composition,
+    with one background that both priors share.
     """
 
     def denoise(x: Latents, sigma: Sigma) -> Latents:
+        if _is(scale, 0) and _inside(sigma, interval):
+            return unconditional(x, sigma)
         strong = conditional(x, sigma)
-        if _is_one(scale) or not _inside(sigma, interval):
+        if _is(scale, 1) or not _inside(sigma, interval):
             return strong
         weak = unconditional(x, sigma)
         return weak + _along_clip(scale, x) * (strong - weak)
@@ -38,7 +42,7 @@ def guided_together(
     """`guided` with one call for both halves: `pair` takes twice the clips, the conditional half first."""
 
     def denoise(x: Latents, sigma: Sigma) -> Latents:
-        if _is_one(scale) or not _inside(sigma, interval):
+        if _is(scale, 1) or not _inside(sigma, interval):
             return conditional(x, sigma)
         strong, weak = pair(torch.cat([x, x]), sigma).chunk(2)
         return weak + _along_clip(scale, x) * (strong - weak)
@@ -61,8 +65,8 @@ def triangular(ends: float, peak: float, length: int) -> Float[Tensor, " picture
     return ends + (peak - ends) * (1 - torch.linspace(-1, 1, length).abs())
 
 
-def _is_one(scale: Scale) -> bool:
-    return bool((torch.as_tensor(scale) == 1).all())
+def _is(scale: Scale, number: float) -> bool:
+    return bool((torch.as_tensor(scale) == number).all())
 
 
 def _inside(sigma: Sigma, interval: tuple[float, float]) -> bool:

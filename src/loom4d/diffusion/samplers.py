@@ -124,8 +124,9 @@ RENOISING: dict[str, Callable[[float, float], float]] = {"off": off, "exact": ex
 Noise = Callable[[int, Latents], Latents]  # (step, x) -> unit noise shaped as x
 
 
-def renoised(step: Step, mode: str, first: int, noise: Noise) -> Step:
-    """Each of the `first` steps is taken twice, with the mode's noise added in between.
+def renoised(step: Step, mode: str, where: int | Callable[[int], bool], noise: Noise) -> Step:
+    """Some steps are taken twice, with the mode's noise added in between: the first so many, or those for which
+    `where(number)`, asked after the first attempt, holds.
 
     The second attempt starts without history: the one it had belongs to another trajectory.
     """
@@ -135,7 +136,8 @@ def renoised(step: Step, mode: str, first: int, noise: Noise) -> Step:
     def repeated(denoise: Denoiser, state: State, sigmas: Sigmas) -> State:
         after = step(denoise, state, sigmas)
         spread = RENOISING[mode](*levels(state, sigmas))
-        if state.step >= first or spread == 0:
+        wanted = where(state.step) if callable(where) else state.step < where
+        if not wanted or spread == 0:
             return after
         return step(denoise, State(state.step, after.x + spread * noise(state.step, after.x)), sigmas)
 
@@ -160,16 +162,26 @@ class Sampling:
     sampler: str = "euler"  # of SAMPLERS
     renoising: str = "off"  # of RENOISING
     renoised_share: float = 0.2  # of the steps, from the first on; Diffusion²'s code has 10 of 50
+    renoised_above: float = 0.0  # instead, where the priors disagree by more (rms, in latents' deviations); 0 is off
     seed: int = 0
 
-    def step(self, steps: int) -> Step:
-        """The step for a sequence of so many steps."""
+    def step(self, steps: int, disagreement: Callable[[], float] | None = None) -> Step:
+        """The step for a sequence of so many steps. `disagreement` is asked after a step's first attempt."""
         if self.sampler not in SAMPLERS:
             raise ValueError(f"unknown sampler {self.sampler!r}; choose one of {', '.join(SAMPLERS)}")
-        first = round(self.renoised_share * steps)
-        return renoised(SAMPLERS[self.sampler], self.renoising, first, seeded(self.seed))
+        where: int | Callable[[int], bool] = round(self.renoised_share * steps)
+        if self.renoised_above > 0 and disagreement is not None:
+            told = disagreement
+            where = lambda step: told() > self.renoised_above  # noqa: E731
+        return renoised(SAMPLERS[self.sampler], self.renoising, where, seeded(self.seed))
 
 
-def sample(denoise: Denoiser, state: State, sigmas: Sigmas, sampling: Sampling | None = None) -> Iterator[State]:
+def sample(
+    denoise: Denoiser,
+    state: State,
+    sigmas: Sigmas,
+    sampling: Sampling | None = None,
+    disagreement: Callable[[], float] | None = None,
+) -> Iterator[State]:
     """The states of a configured trajectory, from any of its states on."""
-    return trajectory((sampling or Sampling()).step(len(sigmas) - 1), denoise, state, sigmas)
+    return trajectory((sampling or Sampling()).step(len(sigmas) - 1, disagreement), denoise, state, sigmas)
