@@ -7,7 +7,7 @@ grid:   euler(composed(columns(multiview), rows(video), weight), noise, sigmas)
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from loom4d.cameras import Cameras, turntable
-from loom4d.denoisers.family import Family, Guidance
+from loom4d.denoisers.family import CrossingClip, Family, Guidance
 from loom4d.diffusion.composition import (
     NEGLIGIBLE,
     Bands,
@@ -38,10 +38,11 @@ from loom4d.diffusion.disagreement import Disagreement
 from loom4d.diffusion.frequency import FILTERS
 from loom4d.diffusion.guidance import guided, linear
 from loom4d.diffusion.reuse import Held, by_turns, reused
-from loom4d.diffusion.samplers import Sampling, State, sample, start
-from loom4d.diffusion.schedules import Sigmas, schedule
+from loom4d.diffusion.samplers import Sampling
+from loom4d.diffusion.schedules import schedule
 from loom4d.grid import ImageGrid, straight
-from loom4d.runs import Event, InputError, Memory, Work
+from loom4d.methods.walking import Walk, walked
+from loom4d.runs import InputError, Memory, Work
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ class DiffusionSquaredConfig:
     shared_background: str = "off"  # off, video or multiview: guide the composition, away from this prior's background
     reference_frame: int = 0  # the instant whose views are drawn first; −1 is the last
     told_frame: int | None = None  # the frame that the video prior takes its picture for; None: the reference frame
+    crossings: bool = False  # rows are told the condition row besides, columns the condition column, if priors can be
     clamp_conditions: bool = True  # the condition row and column stand in the grid; else they are only conditions
     keep_given: bool = True  # the given pictures stand in the finished grid as given
     shortcuts: Shortcuts = field(default_factory=Shortcuts)
@@ -106,6 +108,7 @@ def default() -> DiffusionSquaredConfig:
         video_guidance=Guidance(3.0, 3.0),
         row_guidance=Guidance(2.0, 2.0),
         multiview_guidance=Guidance(3.0, 3.0),
+        crossings=True,
     )
 
 
@@ -199,7 +202,8 @@ class Weaver:
         """All cells, given the condition column and row. What the priors disagreed about goes to memory as a map."""
         known, mask = self._conditions(column, row)
         asked = torch.ones_like(mask) if not self.config.clamp_conditions else ~mask
-        watch, held = Disagreement(), Held()
+        watch: Disagreement = Disagreement()
+        held: Held = {}
         denoise = self._composed(column, row, asked, watch, held)
         if self.config.clamp_conditions:
             denoise = clamped(denoise, known, mask)
@@ -228,8 +232,11 @@ class Weaver:
         if shared not in ("off", "video", "multiview"):
             raise InputError(f"--imagining.shared-background takes off, video or multiview, not {shared!r}")
         plain = None if shared == "off" else Guidance()
-        around = self._multiview(row, asked, plain or config.multiview_guidance, held, few.column_turns)
-        along = self._video(column, asked, plain or config.video_guidance, held, few.row_turns)
+        across_rows, across_columns = self._crossings(column, row)
+        video = partial(self._video, column, asked, across_rows, held)
+        multiview = partial(self._multiview, row, asked, across_columns, held)
+        along = video(plain or config.video_guidance, few.row_turns)
+        around = multiview(plain or config.multiview_guidance, few.column_turns)
         trust = view_trust(self.azimuths) if config.trust_by_azimuth else None
         weight = weight_over(config.share, sigmas, trust)
         blend = composed(
@@ -242,16 +249,12 @@ class Weaver:
         )
         denoise = switched(alternating(around, along, sigmas), blend, config.alternate_above)
         if config.correction:
-            single = cells(self._image(row[self.reference], asked), asked)
+            single = cells(self._image(column, row, asked), asked)
             denoise = marginal_corrected(denoise, reused(single, few.cells_every, sigmas, held, "cells"), self._gamma)
         if plain is None:
             return denoise
         nothing, guide = Guidance(0.0, 0.0), config.video_guidance
-        background = (
-            self._video(column, asked, nothing, held, 1)
-            if shared == "video"
-            else self._multiview(row, asked, nothing, held, 1)
-        )
+        background = video(nothing, 1) if shared == "video" else multiview(nothing, 1)
         scale = linear(guide.first, guide.last, len(row))
         return guided(denoise, background, scale, (guide.low, guide.high))
 
@@ -259,8 +262,9 @@ class Weaver:
         self,
         column: Float[Tensor, "view 4 height width"],
         asked: Bool[Tensor, "view frame"],
-        guidance: Guidance,
+        across: CrossingClip | None,
         held: Held,
+        guidance: Guidance,
         turns: int,
     ) -> Denoiser:
         """The video prior of the rows with an asked cell, each given its picture of the condition column."""
@@ -268,7 +272,9 @@ class Weaver:
         views = asked.any(1).nonzero()[:, 0].tolist()
 
         def bind(some: Sequence[int]) -> Denoiser:
-            return self.family.video(column[some], self.elevations[some], self.times, told, guidance)
+            return self.family.video(
+                column[some], self.elevations[some], self.times, told, guidance, **told_of(across, some)
+            )
 
         return rows(by_turns(bind, views, turns, self.sigmas, held, "rows"), views)
 
@@ -276,15 +282,16 @@ class Weaver:
         self,
         row: Float[Tensor, "frame 4 height width"],
         asked: Bool[Tensor, "view frame"],
-        guidance: Guidance,
+        across: CrossingClip | None,
         held: Held,
+        guidance: Guidance,
         turns: int,
     ) -> Denoiser:
         """The multi-view prior of the columns with an asked cell, each given its picture of the condition row."""
         frames = asked.any(0).nonzero()[:, 0].tolist()
 
         def bind(some: Sequence[int]) -> Denoiser:
-            return self.family.multiview(row[some], self.azimuths, self.elevations, guidance)
+            return self.family.multiview(row[some], self.azimuths, self.elevations, guidance, **told_of(across, some))
 
         return columns(by_turns(bind, frames, turns, self.sigmas, held, "columns"), frames)
 
@@ -301,22 +308,49 @@ class Weaver:
         blended = float(sigma) < config.alternate_above
         return config.correction if blended and float(sigma) <= config.correction_below else 0.0
 
-    def _image(self, reference: Float[Tensor, "4 height width"], asked: Bool[Tensor, "view frame"]) -> Denoiser:
-        """The prior of the asked cells, given the reference picture alone: what a row and a column both know."""
+    @property
+    def _since(self) -> Float[Tensor, " frame"]:
+        """Times after the reference instant, in lengths of the clip."""
+        return (self.times - self.times[self.reference]) / (self.times[-1] - self.times[0])
+
+    @property
+    def _crossing(self) -> bool:
+        return self.config.crossings and self.family.crossings
+
+    def _crossings(
+        self, column: Float[Tensor, "view 4 height width"], row: Float[Tensor, "frame 4 height width"]
+    ) -> tuple[CrossingClip | None, CrossingClip | None]:
+        """What each row is told of the condition row, and each column of the condition column."""
+        if not self._crossing:
+            return None, None
+        turns, waits = self.azimuths[0] - self.azimuths, -self._since
+        every_row = row.expand(len(column), -1, -1, -1, -1)
+        every_column = column.expand(len(row), -1, -1, -1, -1)
+        return (
+            CrossingClip(every_row, turns, torch.zeros_like(turns)),
+            CrossingClip(every_column, torch.zeros_like(waits), waits),
+        )
+
+    def _image(
+        self,
+        column: Float[Tensor, "view 4 height width"],
+        row: Float[Tensor, "frame 4 height width"],
+        asked: Bool[Tensor, "view frame"],
+    ) -> Denoiser:
+        """The prior of the asked cells, told what both their row and their column know and nothing more: the reference
+        picture, or with crossings the cell's own pictures in the condition column and row."""
         if self.family.image is None:
             raise InputError(
                 f"the {self.family.name} priors have no prior of single pictures; use --imagining.correction 0"
             )
-        views, frames = len(self.azimuths), len(self.times)
-        since = (self.times - self.times[self.reference]) / (self.times[-1] - self.times[0])
-        chosen = asked.flatten()
-        return self.family.image(
-            repeat(reference, "c h w -> cell c h w", cell=int(chosen.sum())),
-            repeat(self.azimuths, "view -> (view frame)", frame=frames)[chosen],
-            repeat(self.elevations, "view -> (view frame)", frame=frames)[chosen],
-            repeat(since, "frame -> (view frame)", view=views)[chosen],
-            Guidance(),
-        )
+        view, frame = asked.nonzero().unbind(1)
+        azimuths, elevations, since = self.azimuths[view], self.elevations[view], self._since[frame]
+        if not self._crossing:
+            pictures = repeat(row[self.reference], "c h w -> cell c h w", cell=len(view))
+            return self.family.image(pictures, azimuths, elevations, since, Guidance())
+        still = torch.zeros_like(azimuths)
+        crossing = CrossingClip(row[frame][:, None], self.azimuths[0] - azimuths, still)
+        return self.family.image(column[view], still, elevations, since, Guidance(), crossing)
 
     def _at_first(
         self, picture: Float[Tensor, "1 4 height width"], size: tuple[int, int]
@@ -345,50 +379,26 @@ class Weaver:
         watch: Disagreement | None = None,
         held: Held | None = None,
     ) -> Work[Latents]:
-        """Walks one trajectory; the state after each step goes to memory, an earlier one is taken up from there,
-        with what was `held` and watched until then."""
-        views, frames = size
-        watch, held = watch or Disagreement(), {} if held is None else held
-        noise = grid_noise(self.config.seed, views, frames, self.family.latent_shape, stream=STREAMS[stage])
-        begun = recalled(self.memory, stage, watch, held) or start(noise, self.sigmas)
-        total = len(self.sigmas) - 1
-        sampling = replace(self.config.sampling, seed=self.config.seed)
-        yield Event(stage, "start", f"{views} × {frames} pictures", begun.step, total)
-        state = begun
-        for state in _walk(denoise, begun, self.sigmas, sampling, watch):
-            if self.memory is not None:
-                self.memory.save_state(stage, remembered(state, watch, held), step=state.step)
-            yield Event(stage, "progress", "", state.step, total, {"sigma": round(self.sigmas[state.step].item(), 4)})
-        return state.x.float()
+        """One trajectory of so many views and frames, with the stage's own noise."""
+        config, (views, frames) = self.config, size
+        noise = grid_noise(config.seed, views, frames, self.family.latent_shape, stream=STREAMS[stage])
+        walk = Walk(
+            stage,
+            self.sigmas,
+            replace(config.sampling, seed=config.seed),
+            Disagreement() if watch is None else watch,
+            {} if held is None else held,
+            self.family.decode,
+            config.preview_every,
+        )
+        return (yield from walked(walk, denoise, noise, self.memory))
 
 
-def _walk(denoise: Denoiser, state: State, sigmas: Sigmas, sampling: Sampling, watch: Disagreement) -> Iterator[State]:
-    with torch.inference_mode():
-        walk = sample(denoise, state, sigmas, sampling, lambda: watch.last)
-    while True:
-        with torch.inference_mode():
-            following = next(walk, None)
-        if following is None:
-            return
-        yield following
-
-
-def remembered(state: State, watch: Disagreement, held: Held) -> dict[str, Tensor]:
-    """All that a trajectory needs to go on, under names that tell whose it is."""
-    own = {"x": state.x} | ({} if state.denoised is None else {"denoised": state.denoised})
-    watched = {f"watch.{name}": tensor for name, tensor in watch.tensors().items()}
-    return own | watched | {f"held.{name}": tensor for name, tensor in held.items()}
-
-
-def recalled(memory: Memory | None, stage: str, watch: Disagreement, held: Held) -> State | None:
-    """The stage's last state in memory, if any; what was watched and held goes back where it belongs."""
-    saved = memory.load_state(stage) if memory is not None else None
-    if saved is None:
-        return None
-    tensors, facts = saved
-    watch.restore({name.removeprefix("watch."): one for name, one in tensors.items() if name.startswith("watch.")})
-    held.update({name.removeprefix("held."): one for name, one in tensors.items() if name.startswith("held.")})
-    return State(facts["step"], tensors["x"], tensors.get("denoised"))
+def told_of(across: CrossingClip | None, clips: Sequence[int]) -> dict[str, CrossingClip]:
+    """The argument that tells some clips what crosses them; nothing for families that cannot be told."""
+    if across is None:
+        return {}
+    return {"crossing": CrossingClip(across.pictures[clips], across.azimuths_deg[clips], across.times[clips])}
 
 
 def sized(config: DiffusionSquaredConfig, family: Family) -> DiffusionSquaredConfig:

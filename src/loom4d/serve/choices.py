@@ -22,6 +22,7 @@ from loom4d.sources.matting import MATTING
 
 PREVIEWS = 4  # of each stage of imagining; a preview decodes pictures, which is not free
 FIT_PREVIEWS = 10
+FILM = GenerateConfig().orbit  # of every run
 DEFAULTS = {"method": "diffusion-squared", "preset": "default", "quality": "balanced", "priors": "small"}
 
 
@@ -47,7 +48,7 @@ def offer(settings: Settings) -> tuple[dict[str, Any], dict[str, Path | None]]:
         try:
             family, folders[name] = found_family(name, settings)
         except InputError as error:
-            families[name] = {"missing": str(error)}
+            families[name] = {"missing": str(error).replace(str(settings.checkpoints), "the checkpoints")}
         else:
             families[name] = {size: getattr(family, size) for size in ("resolution", "views", "frames")}
     return form(families), folders
@@ -101,6 +102,7 @@ def config_of(choices: dict[str, Any], checkpoints: Path | None, device: str, ti
         seed=choices["seed"],
         source=replace(config.source, kind=choices["kind"], matting=choices["matting"]),
         imagining=with_previews(imagining),
+        orbit=FILM,
         fitting=replace(fitting, seed=choices["seed"], preview_every=max(1, fitting.iterations // FIT_PREVIEWS)),
     )
 

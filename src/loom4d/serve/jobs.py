@@ -131,7 +131,6 @@ def one_job(job: Id, site: OfSite) -> dict[str, Any]:
         "exports": [asdict(export) for export in site.store.exports(job)],
         "report": json.loads(report.read_text()) if report.exists() else {},
         "look": upload.facts if upload else None,
-        "previews": sorted(file.name for file in site.settings.live(job).glob("[0-9]*.png")),
     }
 
 
@@ -172,7 +171,7 @@ async def delete(job: Id, site: OfSite) -> None:
     site.hub.poke(job)
 
 
-# --- what a run says ----------------------------------------------------------------------------------------------------
+# --- what a run says ---
 
 
 @router.get("/jobs/{job}/events")
@@ -182,7 +181,7 @@ async def events(
     after: Annotated[int, Query(ge=0)] = 0,
     last_event_id: Annotated[str, Header()] = "",
 ) -> StreamingResponse:
-    """Server-sent events: everything said after number `after`, or after Last-Event-ID, then what is said from now on."""
+    """Server-sent events: what was said after number `after`, or after Last-Event-ID, and what is said from now on."""
     await asyncio.to_thread(found, site, job)
     if site.hub.streams >= site.settings.limits.streams:
         raise HTTPException(503, "too many pages are listening; try again in a moment", {"retry-after": "10"})
@@ -212,7 +211,7 @@ async def told(site: Site, job: str, last: int) -> AsyncIterator[str]:
                 yield ": still here\n\n"
 
 
-# --- what a run leaves --------------------------------------------------------------------------------------------------
+# --- what a run leaves ---
 
 
 def existing(file: Path, media_type: str, **more: Any) -> FileResponse:

@@ -1,8 +1,8 @@
 """What a choice means before it runs: whether it can be had, and how long it will take on this machine.
 
-A run's time has three parts. "imagine" depends on method, preset, priors and kind of input, "fit" on the quality and the
-priors, "rest" (reading, film, page) on the priors alone. Each part is known from earlier jobs, else from a trial of a few
-steps that the worker runs while nobody waits.
+A run's time has three parts. "imagine" depends on method, preset, priors and kind of input, "fit" on the quality and
+the priors, "rest" (reading, film, page) on the priors alone. Each part is known from earlier jobs, else from a trial of
+a few steps that the worker runs while nobody waits.
 """
 
 from __future__ import annotations

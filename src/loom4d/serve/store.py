@@ -325,7 +325,8 @@ class Store:
             now = time.time()
             db.execute(
                 "INSERT INTO exports (job, format, state, asked) VALUES (?, ?, 'queued', ?) "
-                "ON CONFLICT (job, format) DO UPDATE SET state = 'queued', error = '', asked = ? WHERE state = 'failed'",
+                "ON CONFLICT (job, format) DO UPDATE SET state = 'queued', error = '', asked = ? "
+                "WHERE state = 'failed'",
                 (job, format, now, now),
             )
             export = _export(db.execute("SELECT * FROM exports WHERE job = ? AND format = ?", (job, format)).fetchone())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,14 @@ import torch
 
 from loom4d.cameras import turntable
 from loom4d.denoisers import Family
-from loom4d.export.video import OrbitOptions, write_orbit
+from loom4d.export.video import write_orbit
 from loom4d.gaussians.fit import PRESETS as QUALITIES
 from loom4d.gaussians.fit import fit
 from loom4d.gaussians.motion import DynamicGaussians
 from loom4d.grid import ImageGrid
 from loom4d.methods import METHODS
 from loom4d.runs import Work
-from loom4d.serve import plans
-from loom4d.serve.choices import found_family
+from loom4d.serve import choices, plans
 from loom4d.serve.settings import Settings
 from loom4d.serve.store import Store, Timing
 from loom4d.viewer import write_page
@@ -46,7 +45,7 @@ def trials(form: dict[str, Any], folders: dict[str, Path | None], settings: Sett
         if not wanted and not fits and ("rest", _key("rest", defaults)) in known:
             return
         yield
-        family, _ = found_family(priors, settings)
+        family, _ = choices.found_family(priors, settings)
         grid = ball(family, family.views, family.frames)
         for method, preset, key in wanted:
             seconds = yield from imagining_seconds(family, METHODS[method], METHODS[method].presets[preset](0))
@@ -61,8 +60,8 @@ def trials(form: dict[str, Any], folders: dict[str, Path | None], settings: Sett
             store.add_timing(Timing("rest", _key("rest", defaults), "trial", rest_seconds(asset, grid)))
 
 
-def _key(part: str, choices: dict[str, Any]) -> str:
-    return plans.keys(choices, "picture")[part]
+def _key(part: str, chosen: dict[str, Any]) -> str:
+    return plans.keys(chosen, "picture")[part]
 
 
 def ball(family: Family, views: int, frames: int) -> ImageGrid:
@@ -75,7 +74,7 @@ def ball(family: Family, views: int, frames: int) -> ImageGrid:
     return ImageGrid(rgba.expand(views, frames, 4, -1, -1).contiguous(), turntable(views, frames), times)
 
 
-def imagining_seconds(family: Family, method: Any, config: Any) -> Iterator[Any]:
+def imagining_seconds(family: Family, method: Any, config: Any) -> Generator[None, None, dict[str, float] | None]:
     """Seconds per stage of a run of `config`, from a run of `STEPS` steps; None where it counts no steps."""
     if not {"steps", "seed"} <= {field.name for field in fields(config)}:
         return None
@@ -99,11 +98,12 @@ def imagining_seconds(family: Family, method: Any, config: Any) -> Iterator[Any]
     return seconds
 
 
-def fit_seconds(grid: ImageGrid, quality: str) -> Iterator[Any]:
+def fit_seconds(grid: ImageGrid, quality: str) -> Generator[None, None, tuple[DynamicGaussians, dict[str, float]]]:
     """(an asset, seconds of a whole fit of `quality`), from `ITERATIONS` of it."""
     config = QUALITIES[quality]()
     few = replace(config, iterations=min(ITERATIONS, config.iterations), preview_every=0, state_every=0)
-    spent, ticks = 0.0, []
+    spent = 0.0
+    ticks: list[float] = []
     work = fit(grid, few)
     while True:
         begun = time.monotonic()
@@ -121,7 +121,7 @@ def fit_seconds(grid: ImageGrid, quality: str) -> Iterator[Any]:
 
 def rest_seconds(asset: DynamicGaussians, grid: ImageGrid) -> dict[str, float]:
     """Seconds of the film and the page."""
-    options = OrbitOptions(fitted_size=grid.size[0])
+    options = replace(choices.FILM, fitted_size=grid.size[0])
     with tempfile.TemporaryDirectory() as folder:
         begun = time.monotonic()
         write_orbit(asset, Path(folder) / "orbit.mp4", replace(options, seconds=FRAMES / options.fps))

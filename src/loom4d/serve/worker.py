@@ -131,7 +131,7 @@ class Worker:
                 return end.value
             clock.tick(event)
             try:
-                self._tell(job.id, event)
+                self._tell(job.id, event, str(source))
                 with clock.pause():
                     self._between(job.id)
             except BaseException:
@@ -146,8 +146,9 @@ class Worker:
         while self._export_next():
             pass
 
-    def _tell(self, job: str, event: Event) -> None:
+    def _tell(self, job: str, event: Event, source: str) -> None:
         body = {name: value for name, value in vars(event).items() if value}
+        body["message"] = event.message.replace(source, "the upload")  # no path of this machine leaves it
         body["data"] = dict(event.data)
         picture = body["data"].pop("png", None)
         if picture is not None:
