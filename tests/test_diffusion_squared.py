@@ -46,7 +46,7 @@ class Oracle:
         assert distance.min() < 1e-4, "a prior is given a picture that is not in the grid"
         return divmod(int(distance.argmin()), FRAMES)
 
-    def video(self, pictures, elevations_deg, times, given_frame, guidance):
+    def video(self, pictures, elevations_deg, times, given_frame, guidance, crossing=None):
         self.calls.append("video")
         assert len(elevations_deg) == len(pictures) and len(times) == FRAMES
         rows = []
@@ -56,7 +56,7 @@ class Oracle:
             rows.append(self.latents[view])
         return lambda x, sigma: torch.stack(rows)
 
-    def multiview(self, pictures, azimuths_deg, elevations_deg, guidance):
+    def multiview(self, pictures, azimuths_deg, elevations_deg, guidance, crossing=None):
         self.calls.append("multiview")
         assert_close(azimuths_deg, torch.arange(VIEWS) * 90.0, atol=1e-4, rtol=0)
         found = [self.find(picture) for picture in pictures]
@@ -64,7 +64,7 @@ class Oracle:
         columns = torch.stack([self.latents[:, frame] for _, frame in found])
         return lambda x, sigma: columns
 
-    def image(self, pictures, azimuths_deg, elevations_deg, times, guidance):
+    def image(self, pictures, azimuths_deg, elevations_deg, times, guidance, crossing=None):
         """Cells around the reference: the turn says which view, the wait since the reference which frame."""
         _, reference = self.find(pictures[0])
         views = (azimuths_deg / (360 / VIEWS)).round().long()
@@ -108,14 +108,15 @@ def test_priors_that_know_the_truth_weave_it(kind, preset):
     assert_close(made.times, grid.times)
     assert_close(made.cameras.camera_from_world, grid.cameras.camera_from_world, atol=1e-5, rtol=0)
     expected = {"picture": ["multiview", "video"], "clip": ["multiview"], "orbit": ["video"]}[kind]
-    assert oracle.calls == [*expected, "video", "multiview"]
+    assert oracle.calls[: len(expected)] == expected
+    assert sorted(oracle.calls[len(expected) :]) == ["multiview", "video"]
 
 
 def test_the_released_preset_takes_a_clips_last_frame_for_the_first():
     grid, told = truth(), []
 
     class Released(Oracle):
-        def video(self, pictures, elevations_deg, times, given_frame, guidance):
+        def video(self, pictures, elevations_deg, times, given_frame, guidance, crossing=None):
             told.append(given_frame)
             assert all(self.find(picture)[1] == FRAMES - 1 for picture in pictures)
             return lambda x, sigma: self.latents
@@ -154,7 +155,7 @@ def test_the_correction_takes_the_cells_prior_back_below_its_noise_level():
 
         multiview = video
 
-        def image(self, pictures, azimuths_deg, elevations_deg, times, guidance):
+        def image(self, pictures, azimuths_deg, elevations_deg, times, guidance, crossing=None):
             asked.append((azimuths_deg.reshape(VIEWS, FRAMES), times.reshape(VIEWS, FRAMES)))
             assert all(self.find(picture) == (0, 0) for picture in pictures)
             return lambda x, sigma: torch.full_like(x, 0.5) if sigma <= 1.0 else 1 / 0

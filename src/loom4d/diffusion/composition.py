@@ -94,8 +94,8 @@ def composed(
     """D = W · D_mv + (1 − W) · D_vid, with W a number, (view,) or (view, frame) at each sigma.
 
     Both arguments are denoisers of grids: `composed(columns(multiview), rows(video), weight)`. A prior whose weight is
-    at most `negligible` in every cell is not evaluated. Where both are, `observe` is told their difference. With
-    `bands`, D = D_vid + W · L(D_mv − D_vid) + W_fine · (1 − L)(D_mv − D_vid): each band of frequencies by its own weight.
+    at most `negligible` in every cell is not evaluated. Where both are, `observe` is told their difference Δ. With
+    `bands`, D = D_vid + W · L(Δ) + W_fine · (Δ − L(Δ)): each band of frequencies by its own weight.
     """
 
     def denoise(x: Latents, sigma: Sigma) -> Latents:

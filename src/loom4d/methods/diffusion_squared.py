@@ -56,7 +56,7 @@ class BandsConfig:
 
 @dataclass(frozen=True)
 class Shortcuts:
-    """What is left out to be quicker, at a price that docs/composition.md states. The numbers here leave nothing out."""
+    """What is left out to be quicker, at the price that docs/composition.md states; these numbers leave nothing out."""
 
     negligible: float = NEGLIGIBLE  # a prior that weighs no more than this in every cell is not asked
     video_every: int = 1  # steps between the video prior's estimates; in between, its last one stands
