@@ -277,4 +277,5 @@ def export(job: Id, format: str, site: OfSite) -> FileResponse:
     if made is None:
         raise HTTPException(404, "not written yet: ask for it by POST")
     file = site.settings.exports(job) / made.file
-    return existing(file, "application/octet-stream", filename=f"{record.title}{file.suffix}")
+    name = record.title if file.suffix == f".{format}" else f"{record.title}-{format}"
+    return existing(file, "application/octet-stream", filename=f"{name}{file.suffix}")

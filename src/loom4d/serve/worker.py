@@ -229,7 +229,7 @@ def written(run: Path, folder: Path, name: str) -> Path:
     if "fitted_size" in {field.name for field in fields(options)}:
         options = replace(options, fitted_size=load_grid(run / "grid").size[0])
     folder.mkdir(parents=True, exist_ok=True)
-    target = folder / (f"asset{chosen.suffix}" if chosen.suffix else f"asset_{name}")
+    target = folder / f"{name}{chosen.suffix}"  # two formats may share a suffix
     export(asset, target, name, options)
     return target if chosen.suffix else zipped(target)
 
