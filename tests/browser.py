@@ -129,6 +129,28 @@ class Browser:
             while not self.loaded:
                 self._receive()
 
+    def visit(self, url: str) -> None:
+        """Opens an address and waits until the page has loaded."""
+        self.loaded = False
+        self.call("Page.navigate", url=url)
+        while not self.loaded:
+            self._receive()
+
+    def wait(self, script: str, seconds: float = 60) -> Any:
+        """The first value of an expression in the page that is true."""
+        end = time.monotonic() + seconds
+        while not (value := self.run(script)):
+            if time.monotonic() > end:
+                raise TimeoutError(f"never true: {script}\n{self.console}\n{self.run('document.body.innerText')}")
+            time.sleep(0.1)
+        return value
+
+    def choose_file(self, selector: str, path: Path) -> None:
+        """Gives a file to the page's file input, as a user's choice would."""
+        root = self.call("DOM.getDocument")["root"]["nodeId"]
+        node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self.call("DOM.setFileInputFiles", nodeId=node, files=[str(path.resolve())])
+
     def run(self, script: str) -> Any:
         """The value of an expression in the page, awaited where it is a promise."""
         answer = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
