@@ -8,11 +8,13 @@ import torch
 
 from loom4d.cameras import FOV_DEG, seen_region, turntable
 from loom4d.gaussians.asset import render
-from loom4d.gaussians.fit import PRESETS, FitConfig, FitState, batch_cells, fit, score
+from loom4d.gaussians.fit import PRESETS, FitConfig, Stage, batch_cells, fit, initial_state, score
 from loom4d.gaussians.gaussians import sh_of
 from loom4d.gaussians.initial import ball_cloud, carved, covered, hull_cloud, voxel_centres
 from loom4d.gaussians.motion import MOTIONS
 from loom4d.gaussians.motion.spacetime import Spacetime
+from loom4d.gaussians.objective import LossWeights
+from loom4d.gaussians.state import FitState
 from loom4d.grid import ImageGrid
 from loom4d.runs import Event, InputError, result_of
 
@@ -124,6 +126,21 @@ def test_cells_without_trust_have_no_say():
     assert bytes_of(careful) != bytes_of(result_of(fit(grid, config)))
 
 
+def test_pixels_without_confidence_have_no_say():
+    grid = picture_grid(4, 2)
+    spoilt, sure = grid.rgba.clone(), torch.ones(4, 2, 32, 32)
+    spoilt[1, :, :3, 8:20] = 1 - spoilt[1, :, :3, 8:20]
+    sure[1, :, 8:20] = 0
+    config = replace(QUICK, iterations=1, weights=LossWeights(ssim=0.0, l1=1.0, alpha=0.0, motion=0.0), batch=8)
+    start = initial_state(grid, config)
+    careful = result_of(fit(replace(grid, rgba=spoilt), config, confidence=sure, resume=start))
+    assert bytes_of(careful) == bytes_of(result_of(fit(grid, config, confidence=sure, resume=start)))
+    assert bytes_of(careful) != bytes_of(result_of(fit(grid, config, resume=start)))
+    assert bytes_of(result_of(fit(grid, config, confidence=torch.ones(4, 2, 8, 8), resume=start))) == bytes_of(
+        result_of(fit(grid, config, resume=start))
+    )
+
+
 def test_wrong_arguments_say_what_is_wrong():
     grid = picture_grid(2, 1)
     with pytest.raises(InputError, match="empty"):
@@ -134,13 +151,20 @@ def test_wrong_arguments_say_what_is_wrong():
         result_of(fit(grid, replace(QUICK, motion="teleport")))
     with pytest.raises(ValueError, match="2×1"):
         result_of(fit(grid, QUICK, trust=torch.ones(3, 3)))
+    with pytest.raises(ValueError, match=r"0\.\.1"):
+        result_of(fit(grid, QUICK, confidence=torch.full((2, 1, 8, 8), 2.0)))
+    with pytest.raises(ValueError, match="perceptual"):
+        result_of(fit(grid, replace(QUICK, weights=replace(QUICK.weights, perceptual=1.0))))
+    with pytest.raises(ValueError, match="rising"):
+        result_of(fit(grid, replace(QUICK, stages=(Stage(0.8), Stage(0.5)))))
     assert set(PRESETS) == {"preview", "balanced", "best"}
 
 
 def test_every_round_visits_every_cell_once():
     for turn in range(3):
-        visited = torch.cat([batch_cells(turn * 4 + step, 23, replace(QUICK, batch=6)) for step in range(4)])
-        assert sorted(visited.tolist()) == list(range(23))
+        batches = [batch_cells(turn * 6 + step, 5, 7, replace(QUICK, batch=6, instants=2)) for step in range(6)]
+        assert sorted(torch.cat(batches).tolist()) == list(range(35))
+        assert max(len((batch % 7).unique()) for batch in batches) <= 4 and len(batches[0]) == 6
 
 
 # --- where it starts ------------------------------------------------------------------------------------------------

@@ -9,10 +9,10 @@ import torch
 from loom4d.cameras import turntable
 from loom4d.gaussians.asset import load_asset, motion_name, render, save_asset
 from loom4d.gaussians.flow import locally_affine, tracked
-from loom4d.gaussians.gaussians import Gaussians, quaternions_of, rgb_of, rotations, sh_basis
+from loom4d.gaussians.gaussians import Gaussians, multiplied, quaternions_of, rgb_of, rotations, sh_basis
 from loom4d.gaussians.initial import Cloud
 from loom4d.gaussians.motion import MOTIONS, DynamicGaussians
-from loom4d.gaussians.motion.controlled import Controlled, continued, hermite, multiplied, neighbours, procrustes
+from loom4d.gaussians.motion.controlled import Controlled, continued, hermite, neighbours, procrustes
 from loom4d.gaussians.motion.spacetime import DROPPED, Spacetime, rotations4, tilted
 from loom4d.runs import InputError, save_tensors
 

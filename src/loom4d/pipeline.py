@@ -21,9 +21,10 @@ from loom4d.denoisers.full_size import FullSizeConfig
 from loom4d.evaluation.scores import foreground_psnr, psnr
 from loom4d.export.video import OrbitOptions, write_orbit
 from loom4d.gaussians.asset import load_asset, render, save_asset
-from loom4d.gaussians.fit import FitConfig, FitState, balanced, fit
+from loom4d.gaussians.fit import FitConfig, balanced, fit
 from loom4d.gaussians.motion import DynamicGaussians
 from loom4d.gaussians.rasterize import default_backend
+from loom4d.gaussians.state import FitState
 from loom4d.grid import ImageGrid, contact_sheet, load_grid, save_grid
 from loom4d.methods import METHODS
 from loom4d.runs import Event, InputError, Run, Work, result_of

@@ -15,34 +15,37 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from loom4d.cameras import Cameras, cells, orbit, seen_region
-from loom4d.gaussians import losses
+from loom4d.cameras import Cameras, Region, orbit, seen_region
+from loom4d.gaussians import densify, losses
 from loom4d.gaussians.asset import render
-from loom4d.gaussians.initial import ball_cloud, hull_cloud
+from loom4d.gaussians.densify import DensifyConfig, Growth
+from loom4d.gaussians.gaussians import Ellipsoids, Gaussians
+from loom4d.gaussians.initial import Cloud, ball_cloud, hull_cloud
 from loom4d.gaussians.motion import MOTIONS, DynamicGaussians
+from loom4d.gaussians.objective import (
+    LossWeights,
+    Perceptual,
+    Targets,
+    depth_loss,
+    flat_targets,
+    picture_loss,
+    regularisation,
+)
 from loom4d.gaussians.rasterize import RasterOptions, default_backend, rasterize
+from loom4d.gaussians.state import FitState, adam, asset_of, bounded_shapes, named, state_of
 from loom4d.grid import ImageGrid, png
 from loom4d.runs import Event, InputError, Work
 
 STAGE = "fit"
-MOMENTUM, SQUARES = 0.9, 0.99  # Adam's averages, over the last 10 and 100 steps
-CACHED_PIXELS = 2**26  # targets up to this size keep their SSIM statistics
-
-Perceptual = Callable[[Tensor, Tensor], Tensor]  # (rendered, target) premultiplied RGBA -> distance per picture
+SMALLEST = 16  # pixels a side: no stage goes below
 
 
 @dataclass(frozen=True)
-class LossWeights:
-    """Shares of the loss; what is 0 is not computed."""
+class Stage:
+    """Part of a fit, from where the one before ended."""
 
-    l1: float = 0.8  # over a background drawn anew for every picture
-    ssim: float = 0.2  # of 1 − SSIM on premultiplied RGBA
-    alpha: float = 0.3
-    perceptual: float = 0.0
-    entropy: float = 0.0  # of opacities
-    anisotropy: float = 0.0  # needles
-    oversize: float = 0.0
-    motion: float = 1.0  # the motion's own penalty
+    until: float = 1.0  # share of the iterations
+    scale: float = 1.0  # of the pictures' sides
 
 
 @dataclass(frozen=True)
@@ -50,21 +53,30 @@ class FitConfig:
     """How a fit runs; `preview()`, `balanced()` and `best()` are the presets."""
 
     motion: str = "controlled"  # stays one object between the frames; "spacetime" where parts come and go
-    count: int = 4000  # Gaussians
+    count: int = 4000  # Gaussians at the start
     iterations: int = 600
     batch: int = 8  # pictures per iteration
+    instants: int = 4  # moments that these show; fewer are faster
     rate: float = 1.0  # multiplies the motion's learning rates
     final_rate: float = 0.05  # what is left of them at the end; they fall exponentially
-    coarse: float = 0.0  # share of the iterations, the first ones, at half resolution
+    stages: tuple[Stage, ...] = (Stage(),)  # coarse to fine
     hull_resolution: int = 48  # voxels per side
     thinnest: float = 0.3  # no axis of a Gaussian gets shorter than so many pixels at the object's distance
     needle: float = 4.0  # nor the longest longer than so many times the middle one
     confidence: bool = False  # trust a cell by its similarity to the render (Diffusion²), against inconsistent grids
     weights: LossWeights = field(default_factory=LossWeights)
+    densify: DensifyConfig = field(default_factory=DensifyConfig)
     seed: int = 0
     backend: str | None = None  # of the rasteriser
     preview_every: int = 100  # iterations; 0 for none
     state_every: int = 100  # iterations between calls of `on_state`
+
+    def stage_at(self, step: int) -> int:
+        """Index of the stage to which an iteration belongs."""
+        return next(
+            (index for index, stage in enumerate(self.stages) if step < stage.until * self.iterations),
+            len(self.stages) - 1,
+        )
 
 
 def preview() -> FitConfig:
@@ -82,33 +94,11 @@ def best() -> FitConfig:
 PRESETS: dict[str, Callable[[], FitConfig]] = {"preview": preview, "balanced": balanced, "best": best}
 
 
-@dataclass(frozen=True)
-class FitState:
-    """What a killed fit needs to go on to the same bytes: everything that is learnt, and Adam's averages."""
-
-    step: int  # iterations done
-    tensors: dict[str, Tensor]  # "asset.NAME", "mean.NAME", "square.NAME"
-    motion: dict[str, Any]  # the motion's config
-
-
-@dataclass(frozen=True)
-class Targets:
-    """The grid as one flat batch of cells."""
-
-    pictures: Float[Tensor, "cell 4 height width"]  # premultiplied
-    statistics: losses.Statistics | None
-    cameras: Cameras
-    seconds: Float[Tensor, " cell"]
-    trust: Float[Tensor, " cell"]  # mean 1
-
-    def statistics_of(self, cell: Int[Tensor, " batch"]) -> losses.Statistics:
-        return losses.statistics(self.pictures[cell]) if self.statistics is None else self.statistics[cell]
-
-
 def fit(
     grid: ImageGrid,
     config: FitConfig,
     trust: Float[Tensor, "view frame"] | None = None,
+    confidence: Float[Tensor, "view frame h w"] | None = None,
     held_out: ImageGrid | None = None,
     perceptual: Perceptual | None = None,
     resume: FitState | None = None,
@@ -116,36 +106,34 @@ def fit(
 ) -> Work[DynamicGaussians]:
     """An asset whose pictures from the grid's cameras at the grid's times are the grid.
 
-    `trust` weighs cells, those of a given picture above generated ones. `on_state` is handed a state every
-    `state_every` iterations, after which a fit with `resume` ends in the same bytes as one that was never stopped.
-    `held_out` is scored while the fit runs. The same seed gives the same bytes on one machine. Where the loss or a
-    gradient is not finite the fit stops, says at which step, and returns the last good asset.
+    `trust` weighs cells, those of a given picture above generated ones; `confidence`, maps in 0..1 of any resolution,
+    says how far each pixel is to be believed. `on_state` is handed a state every `state_every` iterations, after which
+    a fit with `resume` ends in the same bytes as one that was never stopped; `initial_state` makes one from points of
+    your own. `held_out` is scored while the fit runs. The same seed gives the same bytes on one machine. Where the
+    loss, a gradient or a step is not finite the fit stops, says at which iteration and with which loss, hands the last
+    good state to `on_state` and returns its asset.
     """
     started = time.perf_counter()
+    _refuse(grid, config, confidence, perceptual)
     yield from _notes(grid, config)
-    trusted = _checked_trust(grid, trust)
-    stages = [flat_targets(grid, trusted)]
-    if config.coarse > 0:
-        stages.insert(0, flat_targets(grid.resized(max(16, grid.size[0] // 2), max(16, grid.size[1] // 2)), trusted))
+    trusted, region = _checked_trust(grid, trust), seen_region(grid.cameras)
+    targets = [flat_targets(_scaled(grid, stage.scale), trusted, confidence) for stage in config.stages]
     state = resume or initial_state(grid, config, trusted)
-    rates = MOTIONS[config.motion].rates()
-    thinnest = config.thinnest * 2 * seen_region(grid.cameras).half / max(grid.size)
+    thinnest = config.thinnest * 2 * region.half / max(grid.size)
     stopped = ""
     for step in range(state.step, config.iterations):
-        targets = stages[0] if step < config.coarse * config.iterations else stages[-1]
         with _one_torch_thread() as threads:
-            loss, similarity, gradients = _gradients(state, targets, step, config, threads, perceptual)
-            if not math.isfinite(loss) or not all(bool(g.isfinite().all()) for g in gradients.values()):
-                stopped = f"loss {loss:.4g} or its gradient is not finite at iteration {step + 1}; kept the one before"
-                break
-            decay = config.rate * config.final_rate ** (step / config.iterations)
-            state = _adam(state, gradients, {name: rate * decay for name, rate in rates.items()})
-            bounded_shapes(state.tensors["asset.log_scales"], thinnest, config.needle)
-        done = step + 1
+            found = _descent(state, targets[config.stage_at(step)], step, config, threads, perceptual)
+            following = _stepped(state, found, config, thinnest, region)
+        if following is None:
+            stopped = f"loss {found.loss:.4g} or what follows from it is not finite at iteration {step + 1}; "
+            stopped += "kept the state before"
+            break
+        state, done = following, step + 1
         if on_state is not None and config.state_every and done % config.state_every == 0:
             on_state(state)
         if done % max(1, config.iterations // 100) == 0:
-            data = {"loss": round(loss, 5), "ssim": round(similarity, 4), "seconds": _since(started)}
+            data = {"loss": round(found.loss, 5), "ssim": round(found.similarity, 4), "seconds": _since(started)}
             yield Event(STAGE, "progress", step=done, total=config.iterations, data=data)
         if config.preview_every and done % config.preview_every == 0 and done < config.iterations:
             yield _preview(asset_of(state, config.motion), grid, held_out, done, config)
@@ -161,121 +149,108 @@ def fit(
     return asset
 
 
-def asset_of(state: FitState, motion: str) -> DynamicGaussians:
-    """The asset in a state, of the motion by that name."""
-    return MOTIONS[motion].from_tensors(_part(state, "asset"), state.motion)
-
-
 def score(asset: DynamicGaussians, grid: ImageGrid) -> float:
     """Mean PSNR in dB over the grid's cells, on white."""
     rendered = render(asset, grid.cameras, grid.times, *grid.size)
     return round(float(losses.psnr(rendered.premultiplied, grid.premultiplied).mean()), 2)
 
 
-def initial_state(grid: ImageGrid, config: FitConfig, trust: Float[Tensor, "view frame"]) -> FitState:
-    """The start of a fit: Gaussians on the visual hull, or in a ball where the masks tell nothing."""
-    if config.motion not in MOTIONS:
-        raise ValueError(f"unknown motion {config.motion!r}; choose one of {', '.join(MOTIONS)}")
+def initial_state(
+    grid: ImageGrid, config: FitConfig, trust: Float[Tensor, "view frame"] | None = None, points: Cloud | None = None
+) -> FitState:
+    """The start of a fit: Gaussians on the given points, or on the visual hull, or in a ball if masks tell nothing."""
     generator = torch.Generator().manual_seed(config.seed)
-    cloud = hull_cloud(grid, config.count, config.hull_resolution, generator, trust)
+    cloud = points or hull_cloud(grid, config.count, config.hull_resolution, generator, _checked_trust(grid, trust))
     cloud = ball_cloud(grid, config.count, generator) if cloud is None else cloud
-    asset = MOTIONS[config.motion].initial(cloud, grid.times, config.count, generator)
-    tensors = {name: tensor.detach().clone() for name, tensor in asset.tensors().items()}
-    zeros = {name: torch.zeros_like(tensors[name]) for name in MOTIONS[config.motion].rates()}
-    parts = {"asset": tensors, "mean": zeros, "square": zeros}
-    named = {f"{part}.{name}": tensor for part, group in parts.items() for name, tensor in group.items()}
-    return FitState(0, named, asset.config())
+    state = state_of(MOTIONS[config.motion].initial(cloud, grid.times.unique(), config.count, generator))
+    if config.densify.policy == "none":
+        return state
+    growth = densify.nothing_seen(len(state.tensors["asset.means"]))
+    return replace(state, tensors=state.tensors | named(growth=vars(growth)))
 
 
-def flat_targets(grid: ImageGrid, trust: Float[Tensor, "view frame"]) -> Targets:
-    pictures = rearrange(grid.premultiplied, "view frame c h w -> (view frame) c h w").contiguous()
-    statistics = losses.statistics(pictures) if pictures.numel() <= CACHED_PIXELS else None
-    return Targets(pictures, statistics, cells(grid.cameras), grid.times.repeat(grid.views), trust.flatten())
+def batch_cells(step: int, views: int, frames: int, config: FitConfig) -> Int[Tensor, " batch"]:
+    """The flat cells of one iteration: every cell once per round, each round in its own order, in groups of several
+    views of one moment so that a batch shows few moments."""
+    size = min(config.batch, views * frames)
+    turn, place = divmod(step, math.ceil(views * frames / size))
+    generator = _generator(config.seed, 1, turn)
+    together = max(1, round(size / config.instants))
+    order = torch.rand(frames, views, generator=generator).argsort(1)  # the views of each frame
+    group = torch.arange(views) // together
+    keys = torch.rand(frames, views, generator=generator)[:, group]
+    cell = (order * frames + torch.arange(frames)[:, None]).flatten()[keys.flatten().argsort(stable=True)]
+    return cell[place * size : (place + 1) * size]
 
 
-def batch_cells(step: int, cells_count: int, config: FitConfig) -> Int[Tensor, " batch"]:
-    """The cells of one iteration: every cell once per round, each round in its own order."""
-    size = min(config.batch, cells_count)
-    rounds = math.ceil(cells_count / size)
-    turn, place = divmod(step, rounds)
-    order = torch.randperm(cells_count, generator=_generator(config.seed, 1, turn))
-    return order[place * size : (place + 1) * size]
+@dataclass(frozen=True)
+class _Descent:
+    """What one iteration found."""
+
+    loss: float
+    similarity: float  # mean SSIM
+    gradients: dict[str, Tensor]
+    growth: Growth | None
+
+
+def _descent(
+    state: FitState, targets: Targets, step: int, config: FitConfig, threads: int, perceptual: Perceptual | None
+) -> _Descent:
+    tensors, motion, weights = state.part("asset"), MOTIONS[config.motion], config.weights
+    leaves = {name: tensors[name].requires_grad_() for name in motion.rates()}
+    asset = motion.from_tensors(tensors, state.motion)
+    cell = batch_cells(step, targets.views, targets.frames, config)
+    size = (targets.pictures.shape[-2], targets.pictures.shape[-1])
+    growing = densify.active(config.densify, step, config.iterations)
+    options = RasterOptions(*size, threads=threads, track_screen=growing)
+    rendering = rasterize(_instants(asset, targets.seconds[cell]), targets.cameras[cell], options, config.backend)
+    background = torch.rand(len(cell), 3, generator=_generator(config.seed, 2, step))
+    each, similarity = picture_loss(rendering, targets, cell, background, weights, perceptual, config.confidence)
+    region = seen_region(targets.cameras)
+    loss = each.mean()
+    loss = loss + regularisation(asset, weights, region, targets.frames, _generator(config.seed, 3, step))
+    if weights.depth:
+        loss = loss + weights.depth * depth_loss(rendering, targets, cell, region)
+    loss.backward()
+    growth = None
+    if growing and rendering.screen_offsets is not None and rendering.screen_offsets.grad is not None:
+        seen = Growth(state.tensors["growth.sums"], state.tensors["growth.steps"])
+        growth = densify.observed(seen, rendering.screen_offsets.grad, rendering.visible, size)
+    gradients = {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
+    return _Descent(loss.item(), similarity.mean().item(), gradients, growth)
+
+
+def _instants(asset: DynamicGaussians, seconds: Float[Tensor, " batch"]) -> Gaussians | Ellipsoids:
+    """The asset at each of the times; equal times are computed once."""
+    times, index = seconds.unique(return_inverse=True)
+    scene = asset.slices(times)
+    shared = {"means": 2, "quaternions": 2, "log_scales": 2, "covariances": 3, "opacities": 1, "colours": 3}
+    batched = {name: value[index] for name, value in vars(scene).items() if value.ndim > shared[name]}
+    return replace(scene, **batched)
+
+
+@torch.no_grad()
+def _stepped(state: FitState, found: _Descent, config: FitConfig, thinnest: float, region: Region) -> FitState | None:
+    """The state after one step down; None where a number is not finite."""
+    if not math.isfinite(found.loss) or not all(bool(g.isfinite().all()) for g in found.gradients.values()):
+        return None
+    decay = config.rate * config.final_rate ** (state.step / config.iterations)
+    rates = {name: rate * decay for name, rate in MOTIONS[config.motion].rates().items()}
+    following = adam(state, found.gradients, rates)
+    bounded_shapes(following.tensors["asset.log_scales"], thinnest, config.needle)
+    if found.growth is not None:
+        following = replace(following, tensors=following.tensors | named(growth=vars(found.growth)))
+    generator = _generator(config.seed, 4, following.step)
+    following = densify.densified(following, config.motion, config.densify, config.iterations, region.half, generator)
+    return following if following.finite() else None
 
 
 def _generator(seed: int, stream: int, index: int) -> torch.Generator:
     return torch.Generator().manual_seed((seed << 40) + (stream << 32) + index)
 
 
-def _gradients(
-    state: FitState, targets: Targets, step: int, config: FitConfig, threads: int, perceptual: Perceptual | None
-) -> tuple[float, float, dict[str, Tensor]]:
-    """Loss, mean SSIM and gradients of one iteration."""
-    tensors, motion = _part(state, "asset"), MOTIONS[config.motion]
-    leaves = {name: tensors[name].requires_grad_() for name in motion.rates()}
-    asset = motion.from_tensors(tensors, state.motion)
-    cell = batch_cells(step, len(targets.pictures), config)
-    height, width = targets.pictures.shape[-2:]
-    options = RasterOptions(height, width, threads=threads)
-    scene = asset.slices(targets.seconds[cell])
-    rendered = rasterize(scene, targets.cameras[cell], options, config.backend).premultiplied
-    target, weights = targets.statistics_of(cell), config.weights
-    background = torch.rand(len(cell), 3, generator=_generator(config.seed, 2, step))
-    similarity = losses.ssim(rendered, target)
-    each = weights.l1 * losses.composite_l1(rendered, target.pictures, background)
-    each = each + weights.ssim * (1 - similarity) + weights.alpha * losses.alpha_l1(rendered, target.pictures)
-    if weights.perceptual and perceptual is not None:
-        distance = perceptual(rendered, target.pictures)
-        trust = 1 - distance.detach().clamp(0, 1) if config.confidence else 1.0
-        each = each + weights.perceptual * trust * distance
-    if config.confidence:
-        each = each * losses.confidence(similarity)
-    loss = (each * targets.trust[cell]).mean() + regularisation(asset, weights, targets)
-    loss.backward()
-    gradients = {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
-    return loss.item(), similarity.mean().item(), gradients
-
-
-def regularisation(asset: DynamicGaussians, weights: LossWeights, targets: Targets) -> Float[Tensor, ""]:
-    """What does not depend on any picture."""
-    tensors = asset.tensors()
-    total = weights.motion * asset.penalty()
-    if weights.entropy:
-        total = total + weights.entropy * losses.opacity_entropy(torch.sigmoid(tensors["opacity_logits"]))
-    if weights.anisotropy:
-        total = total + weights.anisotropy * losses.anisotropy(tensors["log_scales"], 5.0)
-    if weights.oversize:
-        limit = 0.1 * seen_region(targets.cameras).half
-        total = total + weights.oversize * losses.oversize(tensors["log_scales"], limit)
-    return total
-
-
-@torch.no_grad()
-def _adam(state: FitState, gradients: dict[str, Tensor], rates: dict[str, float]) -> FitState:
-    """One step of Adam (ε as small as in 3DGS: a Gaussian seen rarely moves as far as one seen often)."""
-    tensors, count = dict(state.tensors), state.step + 1
-    for name, gradient in gradients.items():
-        mean = tensors[f"mean.{name}"].lerp(gradient, 1 - MOMENTUM)
-        square = torch.lerp(tensors[f"square.{name}"], gradient**2, 1 - SQUARES)
-        scale = (square / (1 - SQUARES**count)).sqrt_().add_(1e-15)
-        step = rates[name] / (1 - MOMENTUM**count)
-        tensors[f"asset.{name}"] = torch.addcdiv(tensors[f"asset.{name}"], mean, scale, value=-step)
-        tensors[f"mean.{name}"], tensors[f"square.{name}"] = mean, square
-    return FitState(count, tensors, state.motion)
-
-
-def bounded_shapes(log_scales: Float[Tensor, "point 3"], thinnest: float, needle: float) -> None:
-    """Brings shapes back, in place, to those that look right from sides and at sizes that no picture showed."""
-    if thinnest > 0:
-        log_scales.clamp_min_(math.log(thinnest))
-    middle = log_scales.median(-1, keepdim=True).values
-    torch.minimum(log_scales, middle + math.log(needle), out=log_scales)
-
-
-def _part(state: FitState, part: str) -> dict[str, Tensor]:
-    prefix = f"{part}."
-    return {
-        name.removeprefix(prefix): tensor.detach() for name, tensor in state.tensors.items() if name.startswith(prefix)
-    }
+def _scaled(grid: ImageGrid, scale: float) -> ImageGrid:
+    return grid if scale == 1 else grid.resized(*(max(SMALLEST, round(side * scale)) for side in grid.size))
 
 
 @contextmanager
@@ -297,12 +272,30 @@ def _checked_trust(grid: ImageGrid, trust: Tensor | None) -> Float[Tensor, "view
     return trust / trust.mean()
 
 
-def _notes(grid: ImageGrid, config: FitConfig) -> Iterator[Event]:
-    """Refuses what cannot be fitted; the start event, and what the user should know before."""
+def _refuse(grid: ImageGrid, config: FitConfig, confidence: Tensor | None, perceptual: Perceptual | None) -> None:
+    """Stops at what cannot be fitted."""
+    if config.motion not in MOTIONS:
+        raise ValueError(f"unknown motion {config.motion!r}; choose one of {', '.join(MOTIONS)}")
     if not grid.rgba.isfinite().all():
         raise InputError("the grid holds pixels that are not finite numbers; check the pictures it was made from")
     if not (grid.rgba[:, :, 3] > 0.5).any():
         raise InputError("the grid is empty: no pixel has an alpha above ½; check the foreground masks")
+    if confidence is not None:
+        known = tuple(confidence.shape[:2]) == (grid.views, grid.frames)
+        if not known or not bool(((confidence >= 0) & (confidence <= 1)).all()):
+            raise ValueError(
+                f"confidence needs maps of numbers in 0..1 for {grid.views}×{grid.frames} cells, "
+                f"got {tuple(confidence.shape)}"
+            )
+    if config.weights.perceptual and perceptual is None:
+        raise ValueError("weights.perceptual is not 0, but the fit was given no perceptual distance")
+    ends = [stage.until for stage in config.stages]
+    if not ends or ends != sorted(ends) or ends[-1] != 1 or any(not 0 < stage.scale <= 1 for stage in config.stages):
+        raise ValueError(f"stages need rising ends up to 1 and scales in (0, 1], got {config.stages}")
+
+
+def _notes(grid: ImageGrid, config: FitConfig) -> Iterator[Event]:
+    """The start event, and what the user should know before."""
     facts = {"views": grid.views, "frames": grid.frames, "height": grid.size[0], "width": grid.size[1]}
     yield Event(STAGE, "start", total=config.iterations, data={**facts, "motion": config.motion})
     if (config.backend or default_backend()) == "reference":

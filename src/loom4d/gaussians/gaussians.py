@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 SH_CONSTANT = 0.5 / math.sqrt(math.pi)  # Y₀₀
+SPLIT = 1.6  # how much smaller the two are that a Gaussian is split into
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,43 @@ def quaternions_of(rotation: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*bat
     largest = columns.diagonal(dim1=-2, dim2=-1).argmax(-1)
     chosen = torch.take_along_dim(columns, largest[..., None, None], -2)[..., 0, :]
     return torch.nn.functional.normalize(chosen, dim=-1)
+
+
+def multiplied(first: Float[Tensor, "*#batch 4"], second: Float[Tensor, "*#batch 4"]) -> Float[Tensor, "*batch 4"]:
+    """Quaternion product: the rotation `second`, then `first`."""
+    a, b, c, d = first.unbind(-1)
+    w, x, y, z = second.unbind(-1)
+    parts = [
+        a * w - b * x - c * y - d * z,
+        a * x + b * w + c * z - d * y,
+        a * y - b * z + c * w + d * x,
+        a * z + b * y - c * x + d * w,
+    ]
+    return torch.stack(parts, -1)
+
+
+def halves(
+    means: Float[Tensor, "point 3"],
+    quaternions: Float[Tensor, "point 4"],
+    log_scales: Float[Tensor, "point 3"],
+    generator: torch.Generator,
+) -> tuple[Float[Tensor, "half 3"], Float[Tensor, "half 3"]]:
+    """Means and log scales of two Gaussians in the place of each, one after the other: drawn from it, and smaller by
+    SPLIT along every axis (3DGS)."""
+    drawn = torch.randn(len(means), 2, 3, generator=generator).to(means)
+    offset = torch.einsum("nij,nhj->nhi", rotations(quaternions), drawn * log_scales.exp()[:, None])
+    smaller = (log_scales - math.log(SPLIT)).repeat_interleave(2, 0)
+    return (means[:, None] + offset).flatten(0, 1), smaller
+
+
+def turned_by(
+    before: Float[Tensor, "*#batch edge 3"], after: Float[Tensor, "*#batch edge 3"]
+) -> Float[Tensor, "*batch 3 3"]:
+    """The rotations that best carry the vectors `before` to those `after`, in the least-squares sense (Procrustes)."""
+    left, _, right = torch.linalg.svd(torch.einsum("...ei,...ej->...ij", after, before))
+    proper = torch.ones_like(left[..., 0])
+    proper[..., 2] = torch.linalg.det(left @ right).sign()
+    return left * proper[..., None, :] @ right
 
 
 def sh_degree(coefficients: int) -> int:

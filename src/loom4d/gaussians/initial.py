@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 import torch
 from einops import rearrange, repeat
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from loom4d.cameras import Cameras, Region, seen_region
 from loom4d.grid import ImageGrid
 
 ENOUGH = 30  # voxels: a smaller hull means that some mask is wrong
+BORROWED, WHILE, ELSEWHERE_DEG = 8, 0.15, 20.0  # cells at most that a moment takes, share of the clip, least angle
 COVERED = 0.93  # share of a mask that a hull must explain
 
 
@@ -112,12 +113,12 @@ def hull_cloud(
     region = seen_region(grid.cameras)
     voxels, voxel = voxel_centres(region, resolution), 2 * region.half / resolution
     parts, areas = [], []
-    for frame in range(grid.frames):
-        views = trust[:, frame].nonzero()[:, 0]
+    for moment in grid.times.unique():
+        views, frames = looking(grid, moment, trust)
         if len(views) == 0:
             continue
-        cameras, pictures = grid.cameras[views, frame], grid.rgba[views, frame]
-        inside = carved(pictures[:, 3:], cameras, voxels, trust[views, frame])
+        cameras, pictures = grid.cameras[views, frames], grid.rgba[views, frames]
+        inside = carved(pictures[:, 3:], cameras, voxels, trust[views, frames])
         if len(views) == 1:
             inside &= relief(pictures[0, 3:], cameras[0], voxels, region)
         surface = voxels[inside & _touches_outside(inside, resolution)]
@@ -126,12 +127,33 @@ def hull_cloud(
         rgb = _seen_colours(surface, pictures, cameras, 2.5 * voxel)
         chosen = torch.randint(len(surface), (count,), generator=generator)
         jitter = (torch.rand(count, 3, generator=generator) - 0.5) * voxel
-        parts.append((surface[chosen] + jitter, grid.times[frame].expand(count), rgb[chosen]))
+        parts.append((surface[chosen] + jitter, moment.expand(count), rgb[chosen]))
         areas.append(len(surface) * voxel**2)
     if not parts:
         return None
     means, times, rgb = (torch.cat(column) for column in zip(*parts, strict=True))
     return Cloud(means, times, rgb, sum(areas) / len(areas))
+
+
+def looking(
+    grid: ImageGrid, moment: Float[Tensor, ""], trust: Float[Tensor, "view frame"]
+) -> tuple[Int[Tensor, " cell"], Int[Tensor, " cell"]]:
+    """(view, frame) of the trusted cells that show a moment. Where there is one only, as in a clip of a moving camera,
+    those nearest in time that look from elsewhere are added, as long as the object has hardly moved meanwhile."""
+    trusted, now = trust > 0, grid.times == moment
+    views, frames = (trusted & now).nonzero(as_tuple=True)
+    if len(views) != 1:
+        return views, frames
+    axes = grid.cameras.world_from_camera[..., :3, 2]
+    away = (grid.times - moment).abs()
+    near = trusted & (away <= WHILE * (grid.times.max() - grid.times.min()))
+    others_view, others_frame = near.nonzero(as_tuple=True)
+    for place in away[others_frame].argsort(stable=True).tolist():
+        view, frame = others_view[place : place + 1], others_frame[place : place + 1]
+        closest = (axes[views, frames] @ axes[view, frame][0]).max()
+        if len(views) < BORROWED and closest < math.cos(math.radians(ELSEWHERE_DEG)):
+            views, frames = torch.cat([views, view]), torch.cat([frames, frame])
+    return views, frames
 
 
 def _touches_outside(inside: Bool[Tensor, " voxel"], resolution: int) -> Bool[Tensor, " voxel"]:

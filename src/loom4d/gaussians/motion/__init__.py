@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from loom4d.gaussians.gaussians import Ellipsoids, Gaussians
@@ -50,6 +50,13 @@ class DynamicGaussians(Protocol):
     @staticmethod
     def rates() -> dict[str, float]:
         """Adam's learning rate for each tensor at the start of a fit."""
+
+    @staticmethod
+    def point_fields() -> tuple[str, ...]:
+        """Names of the tensors with one row per Gaussian, which multiply with them."""
+
+    def split(self, chosen: Int[Tensor, " point"], generator: torch.Generator) -> dict[str, Tensor]:
+        """Those fields of two smaller Gaussians, drawn from it, in the place of each chosen one."""
 
     def penalty(self) -> Float[Tensor, ""]:
         """What this motion should not do where no picture forbids it."""

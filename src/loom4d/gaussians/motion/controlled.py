@@ -16,8 +16,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from loom4d.gaussians.flow import tracked
-from loom4d.gaussians.gaussians import Gaussians, quaternions_of, rotations, sh_of
+from loom4d.gaussians.gaussians import Gaussians, halves, quaternions_of, rotations, sh_of, turned_by
 from loom4d.gaussians.initial import Cloud
+from loom4d.gaussians.motion.skinning import posed, skinned
 
 ROUND = 0.6  # first scale over the distance of neighbours
 POINTS, BONES, EDGES = 160, 4, 6  # control points; those that carry a Gaussian; neighbours that stay rigid
@@ -101,6 +102,18 @@ class Controlled:
             "turns": 2e-3,
         }
 
+    @staticmethod
+    def point_fields() -> tuple[str, ...]:
+        """Tensors with one row per Gaussian."""
+        return ("means", "quaternions", "log_scales", "opacity_logits", "colours", "bones")
+
+    def split(self, chosen: Int[Tensor, " point"], generator: torch.Generator) -> dict[str, Tensor]:
+        """Rows of two smaller Gaussians in the place of each chosen one."""
+        rows = {name: getattr(self, name)[chosen] for name in self.point_fields()}
+        means, scales = halves(rows["means"], rows["quaternions"], rows["log_scales"], generator)
+        twice = {name: row.repeat_interleave(2, 0) for name, row in rows.items()}
+        return {**twice, "means": means, "log_scales": scales}
+
     def penalty(self) -> Float[Tensor, ""]:
         """As rigid as possible, and no sudden change of velocity."""
         bend = torch.zeros(())
@@ -123,20 +136,19 @@ class Controlled:
         """Several instants: x' = Σ w [R (x − p) + p + T], and the blended rotation turns the Gaussian."""
         curve = hermite(times.to(self.shifts), torch.tensor(self.keys).to(self.shifts))  # (B, key)
         shifts = torch.einsum("bt,tkc->bkc", curve, self.shifts)
-        turns = torch.nn.functional.normalize(torch.einsum("bt,tkc->bkc", curve, self.turns), dim=-1)
-        matrices = rotations(turns)
-        offsets = self.points + shifts - torch.einsum("bkij,kj->bki", matrices, self.points)
-        poses = torch.cat([matrices.flatten(2), offsets, turns], -1)  # (B, K, 16)
-        blended = torch.einsum("nk,bkc->bnc", self.weights(), poses)
-        linear, offset, turn = blended[..., :9].unflatten(-1, (3, 3)), blended[..., 9:12], blended[..., 12:]
-        means = (linear * self.means[:, None, :]).sum(-1) + offset
-        quaternions = multiplied(torch.nn.functional.normalize(turn, dim=-1), self.quaternions)
+        turns = torch.einsum("bt,tkc->bkc", curve, self.turns)
+        poses = posed(self.points, shifts, turns)  # (B, K, 16)
+        means, quaternions = skinned(self.means, self.quaternions, self.bones, self.near_weights(), poses)
         return Gaussians(means, quaternions, self.log_scales, torch.sigmoid(self.opacity_logits), self.colours)
 
-    def weights(self) -> Float[Tensor, "gaussian point"]:
-        """Skinning weights, softmax of −d²/2r² over a Gaussian's bones; rows sum to one, most entries are zero."""
+    def near_weights(self) -> Float[Tensor, "gaussian bone"]:
+        """Skinning weights, softmax of −d²/2r² over a Gaussian's bones: rows sum to one."""
         distance = (self.means.detach()[:, None] - self.points[self.bones]).square().sum(-1)
-        near = torch.softmax(-distance / (2 * torch.exp(2 * self.log_radii[self.bones])), -1)
+        return torch.softmax(-distance / (2 * torch.exp(2 * self.log_radii[self.bones])), -1)
+
+    def weights(self) -> Float[Tensor, "gaussian point"]:
+        """The same over all control points: most entries are zero."""
+        near = self.near_weights()
         return torch.zeros(len(self.means), len(self.points)).to(near).scatter(1, self.bones, near)
 
     def at(self, time: float) -> Gaussians:
@@ -165,19 +177,6 @@ def hermite(times: Float[Tensor, " batch"], keys: Float[Tensor, " key"]) -> Floa
     )
 
 
-def multiplied(first: Float[Tensor, "*#batch 4"], second: Float[Tensor, "*#batch 4"]) -> Float[Tensor, "*batch 4"]:
-    """Quaternion product: the rotation `second`, then `first`."""
-    a, b, c, d = first.unbind(-1)
-    w, x, y, z = second.unbind(-1)
-    parts = [
-        a * w - b * x - c * y - d * z,
-        a * x + b * w + c * z - d * y,
-        a * y - b * z + c * w + d * x,
-        a * z + b * y - c * x + d * w,
-    ]
-    return torch.stack(parts, -1)
-
-
 def farthest(places: Float[Tensor, "point 3"], count: int) -> Int[Tensor, " chosen"]:
     """Farthest-point sampling, from the point nearest to the centre."""
     distance = torch.full((len(places),), torch.inf)
@@ -199,12 +198,7 @@ def procrustes(
     rest: Float[Tensor, "point 3"], places: Float[Tensor, "moment point 3"], edges: Int[Tensor, "point edge"]
 ) -> Float[Tensor, "moment point 3 3"]:
     """The rotation that best carries each point's edges at rest to those at each moment."""
-    before = rest[edges] - rest[:, None]
-    after = places[:, edges] - places[:, :, None]
-    left, _, right = torch.linalg.svd(torch.einsum("tkei,kej->tkij", after, before))
-    proper = torch.ones_like(left[..., 0])
-    proper[..., 2] = torch.linalg.det(left @ right).sign()
-    return left * proper[..., None, :] @ right
+    return turned_by(rest[edges] - rest[:, None], places[:, edges] - places[:, :, None])
 
 
 def continued(quaternions: Float[Tensor, "moment point 4"]) -> Float[Tensor, "moment point 4"]:

@@ -11,11 +11,11 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from loom4d.gaussians.flow import velocities
-from loom4d.gaussians.gaussians import Ellipsoids, Gaussians, sh_of
+from loom4d.gaussians.gaussians import SPLIT, Ellipsoids, Gaussians, sh_of
 from loom4d.gaussians.initial import Cloud
 
 ROUND, LASTS = 0.6, 0.7  # first scale over the distance of neighbours; first duration (one σ) in frames
@@ -89,6 +89,26 @@ class Spacetime:
             "right": 5e-3,
             "opacity_logits": 5e-2,
             "colours": 1e-2,
+        }
+
+    @staticmethod
+    def point_fields() -> tuple[str, ...]:
+        """Tensors with one row per Gaussian: all."""
+        return tuple(field.name for field in fields(Spacetime) if field.type.startswith("Float"))
+
+    def split(self, chosen: Int[Tensor, " point"], generator: torch.Generator) -> dict[str, Tensor]:
+        """Rows of two Gaussians in the place of each chosen one: drawn from it in space and time, smaller in both."""
+        rows = {name: getattr(self, name)[chosen].repeat_interleave(2, 0) for name in self.point_fields()}
+        scales = torch.cat([rows["log_scales"], rows["log_durations"][:, None]], 1)
+        drawn = torch.randn(scales.shape, generator=generator).to(scales) * scales.exp()
+        offset = (rotations4(rows["left"], rows["right"]) @ drawn[..., None])[..., 0]
+        smaller = math.log(SPLIT)
+        return {
+            **rows,
+            "means": rows["means"] + offset[:, :3],
+            "times": rows["times"] + offset[:, 3],
+            "log_scales": rows["log_scales"] - smaller,
+            "log_durations": rows["log_durations"] - smaller,
         }
 
     def penalty(self) -> Float[Tensor, ""]:

@@ -1,0 +1,72 @@
+"""What a fit learns and remembers, and one step of it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from loom4d.gaussians.motion import MOTIONS, DynamicGaussians
+
+MOMENTUM, SQUARES = 0.9, 0.99  # Adam's averages, over the last 10 and 100 steps
+
+
+@dataclass(frozen=True)
+class FitState:
+    """What a killed fit needs to go on to the same bytes: everything that is learnt, and Adam's averages."""
+
+    step: int  # iterations done
+    tensors: dict[str, Tensor]  # "asset.NAME", "mean.NAME", "square.NAME"; "growth.NAME" while Gaussians multiply
+    motion: dict[str, Any]  # the motion's config
+
+    def part(self, name: str) -> dict[str, Tensor]:
+        """The tensors under a prefix, without it."""
+        prefix = f"{name}."
+        found = {key.removeprefix(prefix): value for key, value in self.tensors.items() if key.startswith(prefix)}
+        return {key: value.detach() for key, value in found.items()}
+
+    def finite(self) -> bool:
+        return all(bool(tensor.isfinite().all()) for tensor in self.tensors.values())
+
+
+def state_of(asset: DynamicGaussians) -> FitState:
+    """A state in which nothing is learnt yet."""
+    tensors = {name: tensor.detach().clone() for name, tensor in asset.tensors().items()}
+    zeros = {name: torch.zeros_like(tensors[name]) for name in asset.rates()}
+    return FitState(0, named(asset=tensors, mean=zeros, square=zeros), asset.config())
+
+
+def named(**parts: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Groups of tensors as one, each name under its group's."""
+    return {f"{part}.{name}": tensor for part, group in parts.items() for name, tensor in group.items()}
+
+
+def asset_of(state: FitState, motion: str) -> DynamicGaussians:
+    """The asset in a state, of the motion by that name."""
+    return MOTIONS[motion].from_tensors(state.part("asset"), state.motion)
+
+
+@torch.no_grad()
+def adam(state: FitState, gradients: dict[str, Tensor], rates: dict[str, float]) -> FitState:
+    """One step of Adam (ε as small as in 3DGS: a Gaussian seen rarely moves as far as one seen often)."""
+    tensors, count = dict(state.tensors), state.step + 1
+    for name, gradient in gradients.items():
+        mean = tensors[f"mean.{name}"].lerp(gradient, 1 - MOMENTUM)
+        square = torch.lerp(tensors[f"square.{name}"], gradient**2, 1 - SQUARES)
+        scale = (square / (1 - SQUARES**count)).sqrt_().add_(1e-15)
+        step = rates[name] / (1 - MOMENTUM**count)
+        tensors[f"asset.{name}"] = torch.addcdiv(tensors[f"asset.{name}"], mean, scale, value=-step)
+        tensors[f"mean.{name}"], tensors[f"square.{name}"] = mean, square
+    return FitState(count, tensors, state.motion)
+
+
+def bounded_shapes(log_scales: Float[Tensor, "point 3"], thinnest: float, needle: float) -> None:
+    """Brings shapes back, in place, to those that look right from sides and at sizes that no picture showed."""
+    if thinnest > 0:
+        log_scales.clamp_min_(math.log(thinnest))
+    middle = log_scales.median(-1, keepdim=True).values
+    torch.minimum(log_scales, middle + math.log(needle), out=log_scales)
