@@ -65,7 +65,7 @@ def triangular(ends: float, peak: float, length: int) -> Float[Tensor, " picture
     return ends + (peak - ends) * (1 - torch.linspace(-1, 1, length).abs())
 
 
-def _is(scale: Scale, number: float) -> bool:
+def _is(scale: Scale, number: int) -> bool:
     return bool((torch.as_tensor(scale) == number).all())
 
 
