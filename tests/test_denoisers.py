@@ -1,13 +1,16 @@
 """The built-in networks: what they must not depend on, what they must, and how strictly their files are read."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.testing import assert_close
 
 from loom4d.denoisers.autoencoder import Autoencoder, AutoencoderConfig
-from loom4d.denoisers.family import Guidance
+from loom4d.denoisers.built_in import SmallPriors
+from loom4d.denoisers.family import CrossingClip, Guidance
 from loom4d.denoisers.layers import sinusoids
-from loom4d.denoisers.small import ClipCondition, SmallConfig, SmallPrior, bound, guided_prior, place_features
+from loom4d.denoisers.small import ClipCondition, Crossing, SmallConfig, SmallPrior, bound, guided_prior, place_features
 from loom4d.denoisers.weights import AUTOENCODER, load_autoencoder, load_prior, write_weights
 from loom4d.diffusion.denoiser import from_velocity
 from loom4d.diffusion.guidance import guided
@@ -17,7 +20,7 @@ from loom4d.runs import InputError, load_tensors, save_tensors
 @pytest.fixture
 def prior() -> SmallPrior:
     torch.manual_seed(0)
-    network = SmallPrior(SmallConfig(channels=3, cells=2, width=32, depth=4, heads=2)).eval()
+    network = SmallPrior(SmallConfig(channels=3, cells=2, width=32, depth=4, heads=2, crossings=True)).eval()
     for weight in network.parameters():  # nothing stays at its zero start: every path must matter
         weight.data.add_(0.1 * torch.randn_like(weight))
     return network
@@ -68,6 +71,58 @@ def test_a_dropped_picture_is_not_seen_but_places_are(prior):
     other = ClipCondition(condition.picture + 1, condition.azimuths_deg, condition.elevations_deg, condition.times)
     assert_close(run(prior, x, condition, False), run(prior, x, other, False))
     assert (run(prior, x, condition, False) - run(prior, x, condition, True)).abs().max() > 1e-4
+
+
+def crossed(condition: ClipCondition, **changes) -> ClipCondition:
+    clips, pictures = condition.times.shape
+    generator = torch.Generator().manual_seed(2)
+    across = Crossing(
+        torch.randn(clips, pictures, 3, 2, 2, generator=generator),
+        360 * torch.rand(clips, generator=generator),
+        torch.rand(clips, generator=generator),
+        torch.ones(clips, dtype=torch.bool),
+    )
+    return replace(condition, crossing=replace(across, **changes))
+
+
+def test_a_crossing_clip_matters_where_it_is_known_and_kept(prior):
+    x, condition = torch.randn(2, 3, 3, 2, 2), some_condition()
+    alone, told = run(prior, x, condition), run(prior, x, crossed(condition))
+    assert ((told - alone).abs().amax((1, 2, 3, 4)) > 1e-4).all()
+    for changed in ({"azimuths_deg": torch.tensor([90.0, 90.0])}, {"times": torch.ones(2)}):
+        assert (run(prior, x, crossed(condition, **changed)) - told).abs().max() > 1e-4
+    assert_close(run(prior, x, crossed(condition, known=torch.zeros(2, dtype=torch.bool))), alone)
+    assert_close(run(prior, x, crossed(condition), kept=False), run(prior, x, condition, kept=False))
+    half = run(prior, x, crossed(condition, known=torch.tensor([True, False])))
+    assert_close(half, torch.cat([told[:1], alone[1:]]), atol=1e-5, rtol=1e-5)
+
+
+def test_a_crossing_clip_meets_each_picture_at_its_own_place(prior):
+    x, condition, order = torch.randn(2, 3, 3, 2, 2), some_condition(), torch.tensor([2, 0, 1])
+    told = crossed(condition)
+    places = {name: getattr(condition, name)[:, order] for name in ("azimuths_deg", "elevations_deg", "times")}
+    across = replace(told.crossing, pictures=told.crossing.pictures[:, order])
+    shuffled = ClipCondition(condition.picture, **places, crossing=across)
+    assert_close(run(prior, x[:, order], shuffled), run(prior, x, told)[:, order], atol=1e-5, rtol=1e-5)
+
+
+def test_a_prior_grows_crossings_from_nothing():
+    torch.manual_seed(0)
+    config = SmallConfig(channels=3, cells=2, width=32, depth=4, heads=2)
+    small, grown = SmallPrior(config), SmallPrior(replace(config, crossings=True))
+    torch.nn.init.normal_(small.out.weight)
+    grown.load_state_dict(grown.state_dict() | small.state_dict())
+    x, condition = torch.randn(2, 3, 3, 2, 2), some_condition()
+    assert_close(run(grown, x, crossed(condition)), run(small, x, condition), atol=0, rtol=0)
+
+
+def test_weights_that_know_no_crossings_refuse_them():
+    network = Autoencoder(AutoencoderConfig(channels=3, width=16, deep_width=16, encoder_blocks=1, decoder_blocks=1))
+    priors = SmallPriors(network, SmallPrior(SmallConfig(channels=3, cells=2, width=32, depth=1, heads=2)))
+    pictures, angle = torch.rand(1, 4, 16, 16), torch.zeros(1)
+    across = CrossingClip(torch.rand(1, 3, 4, 16, 16), angle, angle)
+    with pytest.raises(ValueError, match="no crossing"):
+        priors.video(pictures, angle, torch.linspace(0, 1, 3), 0, Guidance(), across)
 
 
 def test_every_picture_sees_every_other(prior):

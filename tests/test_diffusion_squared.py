@@ -171,6 +171,46 @@ def test_the_correction_takes_the_cells_prior_back_below_its_noise_level():
         result_of(imagine(truth()[:1, :1], replace(family, image=None), config(**free)))
 
 
+def test_priors_are_told_the_clips_across_theirs():
+    """Row v: the condition row, seen from −v views away. Column f: the condition column, f − 1 frames earlier."""
+    told = {}
+
+    class Told(Oracle):
+        def video(self, pictures, elevations_deg, times, given_frame, guidance, crossing=None):
+            told["row"] = None if crossing is None else ([self.find(picture)[0] for picture in pictures], crossing)
+            return super().video(pictures, elevations_deg, times, given_frame, guidance)
+
+        def multiview(self, pictures, azimuths_deg, elevations_deg, guidance, crossing=None):
+            told["column"] = None if crossing is None else ([self.find(picture)[1] for picture in pictures], crossing)
+            return super().multiview(pictures, azimuths_deg, elevations_deg, guidance)
+
+        def image(self, pictures, azimuths_deg, elevations_deg, times, guidance, crossing=None):
+            own, other = ([self.find(picture) for picture in some] for some in (pictures, crossing.pictures[:, 0]))
+            assert {frame for _, frame in own} == {1} and {view for view, _ in other} == {0}
+            views, frames = torch.tensor([view for view, _ in own]), torch.tensor([frame for _, frame in other])
+            assert_close(crossing.azimuths_deg, views * -90.0, atol=1e-4, rtol=0)
+            assert_close(times, (frames - 1) / (FRAMES - 1.0))
+            assert (azimuths_deg == 0).all() and (crossing.times == 0).all()
+            return lambda x, sigma: self.latents[views, frames][:, None]
+
+    grid, oracle = truth(), Told(truth())
+    family = replace(oracle.family(), image=oracle.image, crossings=True)
+    made = result_of(imagine(grid[:1, :], family, config(reference_frame=1)))
+    assert_close(made.rgba, grid.rgba, atol=2e-3, rtol=0)
+    views, row = told["row"]
+    seen = [[oracle.find(picture) for picture in clip] for clip in row.pictures]
+    assert seen == [[(0, frame) for frame in range(FRAMES)]] * len(views)
+    assert_close(row.azimuths_deg, torch.tensor(views) * -90.0, atol=1e-4, rtol=0)
+    frames, column = told["column"]
+    seen = [[oracle.find(picture) for picture in clip] for clip in column.pictures]
+    assert seen == [[(view, 1) for view in range(VIEWS)]] * len(frames)
+    assert_close(column.times, (1 - torch.tensor(frames)) / (FRAMES - 1.0))
+    assert (row.times == 0).all() and (column.azimuths_deg == 0).all()
+    told.clear()
+    result_of(imagine(grid[:1, :], family, config(crossings=False, correction=0.0)))
+    assert told == {"row": None, "column": None}
+
+
 def test_given_pictures_stand_in_the_grid_bit_for_bit():
     grid = truth()
     noisy = replace(grid, rgba=(grid.rgba + 0.003 * torch.rand_like(grid.rgba)).clamp(0, 1))

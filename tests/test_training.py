@@ -10,7 +10,7 @@ from loom4d.denoisers.small import ClipCondition
 from loom4d.diffusion.denoiser import from_velocity
 from loom4d.runs import InputError, load_tensors, result_of
 from loom4d.training.loop import LoopConfig, learning_rate, read_log
-from loom4d.training.objective import LatentGrids, velocity_error
+from loom4d.training.objective import LatentGrids, some_cells, velocity_error
 from loom4d.training.recipes import RECIPES, run_recipe, tiny
 from loom4d.training.shards import ShardConfig, make_shards, open_shards
 
@@ -116,3 +116,21 @@ def test_clips_are_cut_as_they_are_told():
     single = grids.cells(torch.tensor([1]), torch.tensor([[0, 2]]), torch.tensor([[3, 1]]))
     assert single.latents.flatten().tolist() == [14.0] and single.condition.picture.item() == 22.0
     assert single.condition.azimuths_deg.tolist() == [[90.0]] and single.condition.times.tolist() == [[0.5]]
+
+
+def test_crossing_clips_are_cut_as_they_are_told():
+    cells = torch.arange(2 * 4 * 3.0).reshape(2, 4, 3)[..., None, None, None]
+    grids = LatentGrids(cells, torch.tensor([5.0, 7.0]))
+    one, two, three = torch.tensor([1]), torch.tensor([2]), torch.tensor([3])
+    across = grids.videos(one, two, one, three).condition.crossing
+    assert across.pictures.flatten().tolist() == [21.0, 22.0, 23.0]  # view 3, all frames
+    assert across.azimuths_deg.tolist() == [90.0] and across.times.tolist() == [0.0]
+    across = grids.orbits(one - 1, one, three, two).condition.crossing
+    assert across.pictures.flatten().tolist() == [11.0, 2.0, 5.0, 8.0]  # frame 2, views from 3 on
+    assert across.azimuths_deg.tolist() == [0.0] and across.times.tolist() == [0.5]
+    drawn = some_cells(grids, 2, torch.Generator().manual_seed(0), crossed=True)
+    place, condition = drawn.latents.flatten().long(), drawn.condition
+    row, column = condition.picture.flatten().long(), condition.crossing.pictures.flatten().long()
+    assert (row // 3 == place // 3).all() and (column % 3 == place % 3).all()  # of its own row, of its own column
+    assert_close(condition.times[:, 0], (place - row) % 3 * 0.5 - ((place % 3) < (row % 3)) * 1.5)
+    assert_close(condition.crossing.azimuths_deg, (column // 3 - place // 3) * 90.0)

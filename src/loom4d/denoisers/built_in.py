@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from einops import repeat
+from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor
 
 from loom4d.denoisers.autoencoder import STRIDE, Autoencoder
-from loom4d.denoisers.family import Family, Guidance
-from loom4d.denoisers.small import ClipCondition, SmallPrior, guided_prior
+from loom4d.denoisers.family import CrossingClip, Family, Guidance
+from loom4d.denoisers.small import ClipCondition, Crossing, SmallPrior, guided_prior
 from loom4d.denoisers.weights import load_autoencoder, load_prior
 from loom4d.diffusion.denoiser import Denoiser, Latents, Sigma
 
@@ -55,9 +55,18 @@ class SmallPriors:
         elevations_deg: Float[Tensor, "clip picture"],
         times: Float[Tensor, "clip picture"],
         guidance: Guidance,
+        crossing: CrossingClip | None = None,
     ) -> Denoiser:
         """The prior of clips whose pictures are taken there and then, each clip given its picture."""
-        condition = ClipCondition(self.encode(pictures), azimuths_deg, elevations_deg, times)
+        across = None
+        if crossing is not None:
+            if not self.prior.config.crossings:
+                raise ValueError("these weights know no crossing clips")
+            flat = self.encode(rearrange(crossing.pictures, "clip picture ... -> (clip picture) ..."))
+            latents = rearrange(flat, "(clip picture) ... -> clip picture ...", clip=len(pictures))
+            known = torch.ones(len(pictures), dtype=torch.bool)
+            across = Crossing(latents, crossing.azimuths_deg, crossing.times, known)
+        condition = ClipCondition(self.encode(pictures), azimuths_deg, elevations_deg, times, across)
         return fast_arithmetic(guided_prior(self.prior, condition, guidance))
 
     def video(
@@ -67,10 +76,11 @@ class SmallPriors:
         times: Float[Tensor, " frame"],
         given_frame: int,
         guidance: Guidance,
+        crossing: CrossingClip | None = None,
     ) -> Denoiser:
         since = repeat(clip_times(times, given_frame), "frame -> clip frame", clip=len(pictures))
         elevations = repeat(elevations_deg, "clip -> clip frame", frame=len(times))
-        return self.guided(pictures, torch.zeros_like(since), elevations, since, guidance)
+        return self.guided(pictures, torch.zeros_like(since), elevations, since, guidance, crossing)
 
     def multiview(
         self,
@@ -78,10 +88,11 @@ class SmallPriors:
         azimuths_deg: Float[Tensor, " view"],
         elevations_deg: Float[Tensor, " view"],
         guidance: Guidance,
+        crossing: CrossingClip | None = None,
     ) -> Denoiser:
         azimuths = repeat(azimuths_deg, "view -> clip view", clip=len(pictures))
         elevations = repeat(elevations_deg, "view -> clip view", clip=len(pictures))
-        return self.guided(pictures, azimuths, elevations, torch.zeros_like(azimuths), guidance)
+        return self.guided(pictures, azimuths, elevations, torch.zeros_like(azimuths), guidance, crossing)
 
     def image(
         self,
@@ -90,8 +101,9 @@ class SmallPriors:
         elevations_deg: Float[Tensor, " clip"],
         times: Float[Tensor, " clip"],
         guidance: Guidance,
+        crossing: CrossingClip | None = None,
     ) -> Denoiser:
-        return self.guided(pictures, azimuths_deg[:, None], elevations_deg[:, None], times[:, None], guidance)
+        return self.guided(pictures, azimuths_deg[:, None], elevations_deg[:, None], times[:, None], guidance, crossing)
 
 
 def small(folder: Path | None = None, settings: object = None) -> Family:
@@ -115,4 +127,5 @@ def small(folder: Path | None = None, settings: object = None) -> Family:
         video=priors.video,
         multiview=priors.multiview,
         image=priors.image,
+        crossings=prior.config.crossings,
     )

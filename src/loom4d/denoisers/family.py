@@ -29,6 +29,16 @@ class Decode(Protocol):
         """Latents of clips over time (rows of a grid) to premultiplied RGBA, about 0..1."""
 
 
+@dataclass(frozen=True)
+class CrossingClip:
+    """Known pictures across each clip: of a row, what another camera saw meanwhile; of a column, what the same cameras
+    saw at another instant; of single pictures, another camera's at that instant."""
+
+    pictures: Float[Tensor, "clip picture 4 height width"]
+    azimuths_deg: Float[Tensor, " clip"]  # of those pictures less the clip's own
+    times: Float[Tensor, " clip"]  # likewise, in lengths of the clip over time
+
+
 @runtime_checkable
 class VideoPrior(Protocol):
     def __call__(
@@ -38,8 +48,10 @@ class VideoPrior(Protocol):
         times: Float[Tensor, " frame"],
         given_frame: int,
         guidance: Guidance,
+        crossing: CrossingClip | None = None,
     ) -> Denoiser:
-        """A guided denoiser of clips (clip, frame, c, h, w), each given its picture at `given_frame`."""
+        """A guided denoiser of clips (clip, frame, c, h, w), each given its picture at `given_frame`; a family with
+        `crossings` may be told another row besides."""
 
 
 @runtime_checkable
@@ -50,8 +62,10 @@ class MultiviewPrior(Protocol):
         azimuths_deg: Float[Tensor, " view"],
         elevations_deg: Float[Tensor, " view"],
         guidance: Guidance,
+        crossing: CrossingClip | None = None,
     ) -> Denoiser:
-        """A guided denoiser of clips (clip, view, c, h, w), each given its picture at azimuth 0 (or 360)."""
+        """A guided denoiser of clips (clip, view, c, h, w), each given its picture at azimuth 0 (or 360); a family
+        with `crossings` may be told another column besides."""
 
 
 @runtime_checkable
@@ -63,9 +77,11 @@ class ImagePrior(Protocol):
         elevations_deg: Float[Tensor, " clip"],
         times: Float[Tensor, " clip"],
         guidance: Guidance,
+        crossing: CrossingClip | None = None,
     ) -> Denoiser:
         """A guided denoiser of single pictures (clip, 1, c, h, w): what a cell looks like, given the picture at
-        azimuth 0 and time 0 and nothing of its row or column; `times` count in lengths of the clip."""
+        azimuth 0 and time 0 and nothing of its row or column but what `crossing` tells; `times` count in lengths of
+        the clip."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +92,15 @@ class Guidance:
     last: float = 1.0
     low: float = 0.0
     high: float = float("inf")
+
+
+@dataclass(frozen=True)
+class Running:
+    """How a family runs on this machine, and the memory it takes there, in GB of 10⁹ bytes."""
+
+    settings: str  # one line
+    predicted_gb: float  # peak
+    peak_gb: Callable[[], float]  # what was really taken so far, at the peak
 
 
 @dataclass(frozen=True)
@@ -94,6 +119,8 @@ class Family:
     video: VideoPrior
     multiview: MultiviewPrior
     image: ImagePrior | None = None  # the cells' own prior, where the family has one
+    crossings: bool = False  # whether its priors may be told a crossing clip
+    running: Running | None = None  # where there is a choice of how to run
 
 
 Loader = Callable[[Path | None, Any], Family]  # (folder of checkpoints or None for the package's own, settings or None)

@@ -29,6 +29,21 @@ class SmallConfig:
     width: int = 256
     depth: int = 8
     heads: int = 4
+    crossings: bool = False  # whether the network can be told a crossing clip
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """A known clip across this one: for each picture, what another camera saw at that instant (across a row), or what
+    that camera saw at another instant (across a column). How an object moves is read off the clip that is known."""
+
+    pictures: Float[Tensor, "b p c h w"]  # clean latents
+    azimuths_deg: Float[Tensor, " b"]  # of the crossing clip's cameras less this clip's
+    times: Float[Tensor, " b"]  # seconds of the crossing clip's pictures less this clip's
+    known: Bool[Tensor, " b"]  # False: this clip has none
+
+    def __getitem__(self, index) -> Crossing:
+        return Crossing(self.pictures[index], self.azimuths_deg[index], self.times[index], self.known[index])
 
 
 @dataclass(frozen=True)
@@ -39,10 +54,15 @@ class ClipCondition:
     azimuths_deg: Float[Tensor, "b p"]
     elevations_deg: Float[Tensor, "b p"]  # absolute
     times: Float[Tensor, "b p"]  # seconds
+    crossing: Crossing | None = None
 
     def __getitem__(self, index) -> ClipCondition:
         return ClipCondition(
-            self.picture[index], self.azimuths_deg[index], self.elevations_deg[index], self.times[index]
+            self.picture[index],
+            self.azimuths_deg[index],
+            self.elevations_deg[index],
+            self.times[index],
+            None if self.crossing is None else self.crossing[index],
         )
 
 
@@ -50,7 +70,8 @@ class SmallPrior(nn.Module):
     """Estimates the velocity of a clip; its tokens attend over space and over the clip.
 
     `forward(x, noise_level, condition, kept)` takes c_in-scaled noisy clips, the noise level ¼ ln σ per clip, and
-    `kept`: False drops the given picture (classifier-free guidance), angles and times stay as they are in SVD.
+    `kept`: False drops the given picture and the crossing clip (classifier-free guidance), angles and times stay as
+    they are in SVD.
     """
 
     def __init__(self, config: SmallConfig):
@@ -63,6 +84,8 @@ class SmallPrior(nn.Module):
         self.noise_mlp = nn.Sequential(nn.Linear(128, width), nn.SiLU(), nn.Linear(width, width))
         self.place_mlp = nn.Sequential(nn.Linear(PLACE_WIDTH, width), nn.SiLU(), nn.Linear(width, width))
         self.place_token = nn.Linear(width, width)
+        if config.crossings:
+            self.crossing = CrossingEmbedding(config.channels, width)
         self.blocks = nn.ModuleList(
             ModulatedBlock(width, config.heads, rows=index % 2 == 0) for index in range(config.depth)
         )
@@ -86,6 +109,9 @@ class SmallPrior(nn.Module):
         paired = torch.cat([x, known], 2)  # (B, P, 3C, h, w)
         place = self.place_mlp(place_features(condition))  # (B, P, D)
         tokens = self.embed(rearrange(paired, "b p c h w -> b p (h w) c")) + self.position
+        if condition.crossing is not None:
+            seen, whence = self.crossing(condition.crossing, kept)
+            tokens, place = tokens + seen, place + whence
         tokens = tokens + self.place_token(place)[:, :, None]  # (B, P, hw, D)
         speech = nn.functional.silu(self.noise_mlp(sinusoids(100 * noise_level, 128))[:, None] + place)  # (B, P, D)
         for block in self.blocks:
@@ -95,16 +121,40 @@ class SmallPrior(nn.Module):
         return rearrange(velocity, "b p (h w) c -> b p c h w", h=x.shape[-2])
 
 
-PLACE_WIDTH = 8 + 4 + 16
+class CrossingEmbedding(nn.Module):
+    """What a crossing clip adds to tokens and places; starts at nothing, so a prior without it can grow one."""
+
+    def __init__(self, channels: int, width: int):
+        super().__init__()
+        self.picture = nn.Linear(channels, width, bias=False)
+        self.place = nn.Linear(2 * (len(AZIMUTH) + len(TIME)), width)
+        for weight in self.parameters():
+            nn.init.zeros_(weight)
+
+    def forward(
+        self, crossing: Crossing, kept: Bool[Tensor, " b"]
+    ) -> tuple[Float[Tensor, "b p s width"], Float[Tensor, "b 1 width"]]:
+        told = (crossing.known & kept).float()[:, None, None]
+        features = harmonics((crossing.azimuths_deg, AZIMUTH), (crossing.times, TIME))
+        seen = self.picture(rearrange(crossing.pictures, "b p c h w -> b p (h w) c"))
+        return told[..., None] * seen, told * self.place(features)[:, None]
+
+
+def harmonics(*angles: tuple[Float[Tensor, "*b"], tuple[float, ...]]) -> Float[Tensor, "*b n"]:
+    """cos and sin of every value times each of its frequencies."""
+    turned = torch.cat([value[..., None] * torch.tensor(rates).to(value) for value, rates in angles], -1)
+    return torch.cat([turned.cos(), turned.sin()], -1)
+
+
+AZIMUTH = tuple(math.radians(1) * order for order in (1, 2, 3, 4))
+ELEVATION = tuple(math.radians(1) * order for order in (1, 4))
+TIME = tuple(math.pi / 4 * 2.0**octave for octave in range(-1, 7))
+PLACE_WIDTH = 2 * (len(AZIMUTH) + len(ELEVATION) + len(TIME))
 
 
 def place_features(condition: ClipCondition) -> Float[Tensor, "b p n"]:
     """Where and when each picture was taken: four harmonics of the azimuth, two of the elevation, eight of the time."""
-    azimuth = torch.deg2rad(condition.azimuths_deg)[..., None] * torch.arange(1, 5, device=condition.picture.device)
-    elevation = torch.deg2rad(condition.elevations_deg)[..., None] * torch.tensor([1.0, 4.0]).to(azimuth)
-    time = condition.times[..., None] * (math.pi / 2) * 2.0 ** torch.arange(-1, 7).to(azimuth) / 2
-    angles = torch.cat([azimuth, elevation, time], -1)
-    return torch.cat([angles.cos(), angles.sin()], -1)
+    return harmonics((condition.azimuths_deg, AZIMUTH), (condition.elevations_deg, ELEVATION), (condition.times, TIME))
 
 
 def bound(prior: SmallPrior, condition: ClipCondition, kept: bool) -> Network:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from loom4d.denoisers.autoencoder import Autoencoder
-from loom4d.denoisers.small import ClipCondition, SmallPrior, bound
+from loom4d.denoisers.small import ClipCondition, Crossing, SmallPrior, bound
 from loom4d.diffusion.denoiser import from_velocity
 from loom4d.diffusion.guidance import guided
 from loom4d.diffusion.samplers import euler
@@ -110,6 +110,8 @@ def mosaic(pictures: Float[Tensor, "row column 3 h w"], zoom: int = 2) -> Image.
 
 
 CELL_SHARE = 0.1  # of the prior's steps, on single pictures: what rows and columns have in common
+VIDEO_SHARE = 0.4  # of a step's clips, over time; the rest go around the object
+CROSSED_SHARE = 0.5  # of the clips, told a clip that crosses them
 
 # --- the priors -----------------------------------------------------------------------------------------------------
 
@@ -133,46 +135,98 @@ class LatentGrids:
     def to(self, device: torch.device) -> LatentGrids:
         return LatentGrids(self.latents.to(device), self.elevations_deg.to(device), self.seconds)
 
-    def videos(self, grids: Int[Tensor, " b"], views: Int[Tensor, " b"], given: Int[Tensor, " b"]) -> Clips:
-        """One camera over time, conditioned on frame `given`."""
+    @property
+    def interval(self) -> float:
+        """Seconds between frames."""
+        return self.seconds / max(self.latents.shape[2] - 1, 1)
+
+    def videos(
+        self,
+        grids: Int[Tensor, " b"],
+        views: Int[Tensor, " b"],
+        given: Int[Tensor, " b"],
+        crossing: Int[Tensor, " b"] | None = None,
+    ) -> Clips:
+        """One camera over time, conditioned on frame `given`, and on all that camera `crossing` saw meanwhile."""
         latents = self.latents[grids, views].float()
         clips, frames = latents.shape[:2]
-        instants = torch.arange(frames, device=grids.device) * self.seconds / max(frames - 1, 1)
-        times = instants - instants[given][:, None]
+        times = (torch.arange(frames, device=grids.device) - given[:, None]) * self.interval
         picture = latents[torch.arange(clips, device=grids.device), given]
         elevations = repeat(self.elevations_deg[grids], "b -> b p", p=frames)
-        return Clips(latents, ClipCondition(picture, torch.zeros_like(times), elevations, times))
+        across = None
+        if crossing is not None:
+            turn = (crossing - views) * 360.0 / self.latents.shape[1]
+            known = torch.ones_like(grids, dtype=torch.bool)
+            across = Crossing(self.latents[grids, crossing].float(), turn, torch.zeros_like(turn), known)
+        return Clips(latents, ClipCondition(picture, torch.zeros_like(times), elevations, times, across))
 
-    def orbits(self, grids: Int[Tensor, " b"], frames: Int[Tensor, " b"], given: Int[Tensor, " b"]) -> Clips:
-        """All cameras at one instant, rolled so that the given view comes first."""
+    def orbits(
+        self,
+        grids: Int[Tensor, " b"],
+        frames: Int[Tensor, " b"],
+        given: Int[Tensor, " b"],
+        crossing: Int[Tensor, " b"] | None = None,
+    ) -> Clips:
+        """All cameras at one instant, rolled so that the given view comes first, and at instant `crossing`."""
         views = self.latents.shape[1]
         places = torch.arange(views, device=grids.device)
         order = (given[:, None] + places) % views  # (B, V)
         latents = self.latents[grids[:, None], order, frames[:, None]].float()
         azimuths = repeat(places * 360.0 / views, "p -> b p", b=len(grids))
         elevations = repeat(self.elevations_deg[grids], "b -> b p", p=views)
-        condition = ClipCondition(latents[:, 0], azimuths, elevations, torch.zeros_like(azimuths))
+        across = None
+        if crossing is not None:
+            wait = (crossing - frames) * self.interval
+            known = torch.ones_like(grids, dtype=torch.bool)
+            seen = self.latents[grids[:, None], order, crossing[:, None]].float()
+            across = Crossing(seen, torch.zeros_like(wait), wait, known)
+        condition = ClipCondition(latents[:, 0], azimuths, elevations, torch.zeros_like(azimuths), across)
         return Clips(latents, condition)
 
-    def cells(self, grids: Int[Tensor, " b"], place: Int[Tensor, "b 2"], given: Int[Tensor, "b 2"]) -> Clips:
-        """Single pictures at (view, frame) `place`, conditioned on the picture at (view, frame) `given`."""
-        views, frames = self.latents.shape[1:3]
+    def cells(
+        self,
+        grids: Int[Tensor, " b"],
+        place: Int[Tensor, "b 2"],
+        given: Int[Tensor, "b 2"],
+        crossing: Int[Tensor, "b 2"] | None = None,
+    ) -> Clips:
+        """Single pictures at (view, frame) `place`, conditioned on those at (view, frame) `given` and `crossing`."""
+        views = self.latents.shape[1]
         latents = self.latents[grids, place[:, 0], place[:, 1]].float()[:, None]
         picture = self.latents[grids, given[:, 0], given[:, 1]].float()
         turn, wait = ((place - given).float()).unbind(1)
+        across = None
+        if crossing is not None:
+            aside, apart = ((crossing - place).float()).unbind(1)
+            seen = self.latents[grids, crossing[:, 0], crossing[:, 1]].float()[:, None]
+            known = torch.ones_like(grids, dtype=torch.bool)
+            across = Crossing(seen, aside * 360 / views, apart * self.interval, known)
         condition = ClipCondition(
             picture,
             (turn[:, None] * 360 / views) % 360,
             self.elevations_deg[grids][:, None],
-            wait[:, None] * self.seconds / max(frames - 1, 1),
+            wait[:, None] * self.interval,
+            across,
         )
         return Clips(latents, condition)
 
 
 def joined(a: Clips, b: Clips) -> Clips:
-    fields = ("picture", "azimuths_deg", "elevations_deg", "times")
-    condition = ClipCondition(*(torch.cat([getattr(a.condition, f), getattr(b.condition, f)]) for f in fields))
+    """Both in one batch; either both have crossing clips or neither."""
+    first, second = a.condition, b.condition
+    across = None
+    if first.crossing is not None and second.crossing is not None:
+        across = Crossing(*_joined_fields(first.crossing, second.crossing, CROSSING_FIELDS))
+    condition = replace(ClipCondition(*_joined_fields(first, second, CONDITION_FIELDS)), crossing=across)
     return Clips(torch.cat([a.latents, b.latents]), condition)
+
+
+CONDITION_FIELDS = ("picture", "azimuths_deg", "elevations_deg", "times")
+CROSSING_FIELDS = ("pictures", "azimuths_deg", "times", "known")
+
+
+def _joined_fields(first: object, second: object, names: tuple[str, ...]) -> list[Tensor]:
+    return [torch.cat([getattr(first, name), getattr(second, name)]) for name in names]
 
 
 class PriorTask:
@@ -188,22 +242,26 @@ class PriorTask:
         self.prior, self.train, self.held_out, self.decoder, self.batch = network, train, held_out, decoder, batch
 
     def loss(self, call: Callable, generator: torch.Generator) -> Tensor:
-        single = torch.rand(1, generator=generator, device=generator.device).item() < CELL_SHARE
-        clips = (some_cells if single else some_clips)(self.train, self.batch, generator)
-        kept = torch.rand(len(clips.latents), generator=generator, device=generator.device) > 0.1
-        # the given picture may itself be generated when sampling: teach tolerance to small errors in it
-        picture = clips.condition.picture
-        smudged = picture + 0.05 * torch.randn(picture.shape, generator=generator, device=generator.device)
-        condition = ClipCondition(
-            smudged, clips.condition.azimuths_deg, clips.condition.elevations_deg, clips.condition.times
-        )
+        def uniform(*size: int) -> Tensor:
+            return torch.rand(size, generator=generator, device=generator.device)
+
+        crossed = self.prior.config.crossings
+        if uniform(1).item() < CELL_SHARE:
+            clips = some_cells(self.train, self.batch, generator, crossed)
+        else:
+            clips = some_clips(self.train, self.batch, generator, crossed=crossed)
+        condition = smudged(clips.condition, generator)
+        kept = uniform(len(clips.latents)) > 0.1
+        if condition.crossing is not None:
+            told = uniform(len(clips.latents)) < CROSSED_SHARE
+            condition = replace(condition, crossing=replace(condition.crossing, known=told))
         return velocity_error(call, clips.latents, condition, kept, generator).mean()
 
     def _generator(self, seed: int) -> torch.Generator:
         return torch.Generator(self.train.latents.device).manual_seed(seed)
 
     def scores(self) -> dict[str, float]:
-        """Velocity error on held-out clips with fixed noise: over time, over views."""
+        """Velocity error on held-out clips with fixed noise: over time, over views, of cells; alone and crossed."""
         generator = self._generator(3)
         result = {}
         draws: dict[str, Callable[..., Clips]] = {
@@ -211,6 +269,8 @@ class PriorTask:
             "multiview": partial(some_clips, video_share=0.0),
             "cell": some_cells,
         }
+        if self.prior.config.crossings:
+            draws |= {f"{kind} crossed": partial(drawn, crossed=True) for kind, drawn in draws.items()}
         for kind, drawn in draws.items():
             clips = drawn(self.held_out, 48, generator)
             kept = torch.ones(len(clips.latents), dtype=torch.bool, device=generator.device)
@@ -220,9 +280,16 @@ class PriorTask:
         return result
 
     def preview(self) -> Image.Image:
-        """Four orbits and four videos of held-out objects, drawn in 20 steps: truth above, drawn below."""
+        """Orbits and videos of held-out objects, four each, drawn in 20 steps: truth above, drawn below; where the
+        prior can be told a crossing clip, of two of each it is."""
         generator = self._generator(4)
-        clips = joined(some_clips(self.held_out, 4, generator, 0.0), some_clips(self.held_out, 4, generator, 1.0))
+        crossed = self.prior.config.crossings
+        parts = [some_clips(self.held_out, 4, generator, share, crossed) for share in (0.0, 1.0)]
+        clips = joined(*parts)
+        if clips.condition.crossing is not None:
+            told = torch.arange(8, device=generator.device) % 4 >= 2
+            across = replace(clips.condition.crossing, known=told)
+            clips = Clips(clips.latents, replace(clips.condition, crossing=across))
         with torch.inference_mode():
             noise = torch.randn(clips.latents.shape, generator=generator, device=generator.device)
             drawn = draw(self.prior, clips.condition, noise)
@@ -241,29 +308,58 @@ def draw(prior: SmallPrior, condition: ClipCondition, noise: Tensor, steps: int 
         return euler(denoise, noise * sigmas[0].item(), sigmas)
 
 
-def some_clips(grids: LatentGrids, count: int, generator: torch.Generator, video_share: float = 0.3) -> Clips:
-    """Random clips: `video_share` of them over time (mostly given their first frame), the rest over views."""
+def smudged(condition: ClipCondition, generator: torch.Generator) -> ClipCondition:
+    """With noise on the given pictures: when sampling they may be generated, so small errors must be borne."""
+
+    def noisy(latents: Tensor) -> Tensor:
+        return latents + 0.05 * torch.randn(latents.shape, generator=generator, device=generator.device)
+
+    across = condition.crossing
+    if across is not None:
+        across = replace(across, pictures=noisy(across.pictures))
+    return replace(condition, picture=noisy(condition.picture), crossing=across)
+
+
+def some_clips(
+    grids: LatentGrids,
+    count: int,
+    generator: torch.Generator,
+    video_share: float = VIDEO_SHARE,
+    crossed: bool = False,
+) -> Clips:
+    """Random clips: `video_share` of them over time (mostly given their first frame), the rest over views; `crossed`
+    ones with the row of another view, or the column of another instant, beside them."""
 
     def any_of(limit: int, size: int) -> Tensor:
         return torch.randint(limit, (size,), generator=generator, device=generator.device)
 
+    def other(limit: int, ours: Tensor) -> Tensor:
+        return (ours + 1 + any_of(max(limit - 1, 1), len(ours))) % limit
+
     total, views, frames = grids.latents.shape[:3]
     videos = round(count * video_share)
     first = torch.rand(videos, generator=generator, device=generator.device) < 0.8
-    over_time = grids.videos(
-        any_of(total, videos), any_of(views, videos), torch.where(first, 0, any_of(frames, videos))
-    )
+    which, view = any_of(total, videos), any_of(views, videos)
+    given = torch.where(first, 0, any_of(frames, videos))
+    over_time = grids.videos(which, view, given, other(views, view) if crossed else None)
     orbits = count - videos
-    over_views = grids.orbits(any_of(total, orbits), any_of(frames, orbits), any_of(views, orbits))
+    which, frame, given = any_of(total, orbits), any_of(frames, orbits), any_of(views, orbits)
+    over_views = grids.orbits(which, frame, given, other(frames, frame) if crossed else None)
     return joined(over_time, over_views)
 
 
-def some_cells(grids: LatentGrids, count: int, generator: torch.Generator) -> Clips:
-    """As many single pictures as `count` clips have, anywhere in their grids, given another one of the grid."""
+def some_cells(grids: LatentGrids, count: int, generator: torch.Generator, crossed: bool = False) -> Clips:
+    """As many single pictures as `count` clips have, anywhere in their grids, given another one of the grid; `crossed`
+    ones are given one of their own row and one of their own column."""
     total, views, frames = grids.latents.shape[:3]
     drawn = torch.rand(count * views, 5, generator=generator, device=generator.device)
     chosen = (drawn * torch.tensor([total, views, frames, views, frames], device=generator.device)).long()
-    return grids.cells(chosen[:, 0], chosen[:, 1:3], chosen[:, 3:5])
+    which, place, given = chosen[:, 0], chosen[:, 1:3], chosen[:, 3:5]
+    if not crossed:
+        return grids.cells(which, place, given)
+    own_row = torch.stack([place[:, 0], given[:, 1]], 1)
+    own_column = torch.stack([given[:, 0], place[:, 1]], 1)
+    return grids.cells(which, place, own_row, own_column)
 
 
 def velocity_error(

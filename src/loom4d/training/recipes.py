@@ -45,7 +45,7 @@ class AutoencoderRecipe:
 @dataclass(frozen=True)
 class PriorRecipe:
     data: DataConfig = field(default_factory=DataConfig)
-    network: SmallConfig = field(default_factory=SmallConfig)
+    network: SmallConfig = field(default_factory=lambda: SmallConfig(crossings=True))
     loop: LoopConfig = field(
         default_factory=lambda: LoopConfig(200_000, learning_rate=1e-3, average=0.9995, preview_steps=500)
     )
@@ -62,7 +62,7 @@ def tiny(recipe: Recipe) -> Recipe:
     if isinstance(recipe, AutoencoderRecipe):
         network = AutoencoderConfig(channels=4, width=16, deep_width=16, encoder_blocks=1, decoder_blocks=1)
         return replace(recipe, data=data, network=network, loop=loop, batch=4)
-    return replace(recipe, data=data, network=SmallConfig(4, 2, 32, 2, 2), loop=loop, batch=2)
+    return replace(recipe, data=data, network=SmallConfig(4, 2, 32, 2, 2, crossings=True), loop=loop, batch=2)
 
 
 def on_gpu(recipe: Recipe) -> Recipe:
@@ -72,7 +72,9 @@ def on_gpu(recipe: Recipe) -> Recipe:
         loop = replace(recipe.loop, steps=16_000, decay=4_000, preview_steps=2_000, compiled=True)
         return replace(recipe, data=data, loop=loop, batch=192)
     loop = replace(recipe.loop, average=0.9995, preview_steps=1_000, compiled=True)
-    return replace(recipe, data=data, network=SmallConfig(cells=16, width=384, heads=6), loop=loop, batch=128)
+    return replace(
+        recipe, data=data, network=SmallConfig(cells=16, width=384, heads=6, crossings=True), loop=loop, batch=128
+    )
 
 
 RECIPES: dict[str, Recipe] = {
@@ -164,7 +166,8 @@ def _prior(
         grids.append(LatentGrids(latents, part.elevations_deg).to(torch.device(device)))
     network = SmallPrior(recipe.network).to(device)
     if weights is not None and (weights / PRIOR).exists() and not (out / "checkpoint.safetensors").exists():
-        network.load_state_dict(load_prior(weights)[0].state_dict())
+        grown = network.state_dict() | load_prior(weights)[0].state_dict()  # a crossing's layers start at nothing
+        network.load_state_dict(grown)
         yield Event("train", "note", f"starting from {weights / PRIOR}")
     task = PriorTask(network, grids[0], grids[1], autoencoder, recipe.batch)
     trainer = yield from train(task, recipe.loop, out, minutes)
