@@ -167,12 +167,12 @@ class Placement:
 
     def points(self, points: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3"]:
         """From the asset's coordinates to the world's."""
-        return self.scale * points + torch.tensor(self.shift).to(points)
+        return self.scale * points + torch.tensor(self.shift, dtype=torch.float64).to(points)
 
     def cameras(self, cameras: Cameras) -> Cameras:
         """Cameras among the asset as cameras in the world: they see the placed asset as these see the asset."""
         matrix = cameras.camera_from_world.clone()
-        moved = matrix[..., :3, :3] @ torch.tensor(self.shift).to(matrix)
+        moved = matrix[..., :3, :3] @ torch.tensor(self.shift, dtype=torch.float64).to(matrix)
         matrix[..., :3, 3] = self.scale * matrix[..., :3, 3] - moved
         return Cameras(matrix, cameras.intrinsics)
 
