@@ -12,7 +12,9 @@ from loom4d.gaussians.flow import locally_affine, tracked
 from loom4d.gaussians.gaussians import Gaussians, multiplied, quaternions_of, rgb_of, rotations, sh_basis
 from loom4d.gaussians.initial import Cloud
 from loom4d.gaussians.motion import MOTIONS, DynamicGaussians
-from loom4d.gaussians.motion.controlled import Controlled, continued, hermite, neighbours, procrustes
+from loom4d.gaussians.motion.controlled import Controlled, hermite
+from loom4d.gaussians.motion.deformed import FEATURES, RESOLUTION, Deformed, at_rest
+from loom4d.gaussians.motion.rigid import continued, neighbours, procrustes
 from loom4d.gaussians.motion.spacetime import DROPPED, Spacetime, rotations4, tilted
 from loom4d.runs import InputError, save_tensors
 
@@ -56,7 +58,17 @@ def controlled(count: int = 30, keys: int = 4, seed: int = 0) -> Controlled:
     )
 
 
-EXAMPLES = {"spacetime": spacetime, "controlled": controlled}
+def deformed(count: int = 60, frames: int = 4) -> Deformed:
+    generator = torch.Generator().manual_seed(5)
+    places = torch.randn(count, 3, generator=generator) * 0.3
+    cloud = Cloud(places, torch.zeros(count), torch.rand(count, 3, generator=generator), 1.0)
+    still = at_rest(cloud, count, torch.linspace(0.5, 2.5, frames), generator, [0.0, 0.1, 0.0], 1.0)
+    draw = lambda tensor, size: tensor + size * torch.randn(tensor.shape, generator=generator)  # noqa: E731
+    moving = {name: draw(getattr(still, name), 0.3) for name in ("time", "time_fine", "head", "head_bias")}
+    return replace(still, **moving)
+
+
+EXAMPLES = {"spacetime": spacetime, "controlled": controlled, "deformed": deformed}
 
 
 @pytest.fixture(params=MOTIONS)
@@ -222,6 +234,55 @@ def test_quaternion_products_are_products_of_rotations_and_signs_are_continued()
     torch.testing.assert_close(rotations(multiplied(first, second)), rotations(first) @ rotations(second))
     flipped = torch.stack([first, -first, first])
     assert (continued(flipped) == first).all()
+
+
+# --- a field over six planes ------------------------------------------------------------------------------------------
+
+
+def in_doubles(asset: Deformed) -> Deformed:
+    return Deformed.from_tensors({name: tensor.double() for name, tensor in asset.tensors().items()}, asset.config())
+
+
+def test_features_are_products_of_bilinear_samples():
+    asset, times = in_doubles(deformed()), torch.tensor([0.5, 0.9, 1.7, 2.5], dtype=torch.float64)
+    places = asset.means[:20] * 1.5  # some outside the box, where the border holds
+    unit = ((places - torch.tensor(asset.centre)) / asset.half).clamp(-1, 1)
+    found = asset.features(places, times)
+    assert found.shape == (4, 2 * FEATURES, 20) and (unit.abs() == 1).any()
+    sample = lambda plane, first, second: torch.nn.functional.grid_sample(  # noqa: E731
+        plane[None], torch.stack([first, second], -1)[None, None], align_corners=True
+    )[0, :, 0]
+    for index, time in enumerate(times):
+        moment = (2 * (time - 0.5) / 2 - 1).expand(20)  # the whole axis is the whole clip
+        for scale, (space, plane) in enumerate(((asset.space, asset.time), (asset.space_fine, asset.time_fine))):
+            x, y, z = unit.unbind(-1)
+            parts = [sample(space[0], x, y), sample(space[1], x, z), sample(space[2], y, z)]
+            parts += [sample(plane[axis], moment, unit[:, axis]) for axis in range(3)]
+            expected = torch.stack(parts).prod(0)
+            torch.testing.assert_close(found[index, scale * FEATURES : (scale + 1) * FEATURES], expected)
+
+
+def test_the_field_begins_at_rest_and_learns_a_motion():
+    generator = torch.Generator().manual_seed(0)
+    cloud = Cloud(torch.rand(200, 3, generator=generator) - 0.5, torch.zeros(200), torch.full((200, 3), 0.5), 1.0)
+    times = torch.linspace(0, 1, 3)
+    still = at_rest(cloud, 200, times, generator, [0.0, 0.0, 0.0], 0.6)
+    first, last = still.at(0.0), still.at(1.0)
+    assert torch.equal(first.means, cloud.means) and torch.equal(first.means, last.means)
+    assert torch.equal(first.quaternions, last.quaternions) and torch.equal(first.log_scales, last.log_scales)
+    shifts = torch.stack([torch.zeros(200, 3), cloud.means.flip(-1) * 0.2, cloud.means * 0.3])
+    taught = still.taught(cloud.means, shifts, torch.tensor([1.0, 0, 0, 0]).expand(3, 200, 4), times)
+    error = (taught.slices(times).means - cloud.means - shifts).norm(dim=-1).mean()
+    assert error < 0.15 * shifts.norm(dim=-1).mean()
+
+
+def test_a_plane_that_is_even_and_still_costs_nothing():
+    flat = {name: torch.ones_like(plane) for name, plane in deformed().tensors().items() if plane.ndim == 4}
+    asset = replace(deformed(), **flat)
+    assert asset.penalty() == 0
+    ramp = torch.linspace(0, 1, RESOLUTION).expand(3, FEATURES, RESOLUTION, RESOLUTION)
+    assert replace(asset, space=ramp).penalty() < 1e-10
+    assert replace(asset, space=ramp**2).penalty() > 1e-10 and replace(asset, time=2 * asset.time).penalty() > 1e-4
 
 
 # --- how surfaces move ------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from loom4d.gaussians.initial import Cloud
@@ -50,6 +50,34 @@ def tracked(
             moved = locally_affine(chosen.means, towards, chosen.means, together)
         found.append(points + locally_affine(chosen.means, moved, points, 0.3 * extent))
     return found
+
+
+def farthest(places: Float[Tensor, "point 3"], count: int) -> Int[Tensor, " chosen"]:
+    """Farthest-point sampling, from the point nearest to the centre."""
+    distance = torch.full((len(places),), torch.inf)
+    chosen = [int((places - places.mean(0)).norm(dim=-1).argmin())]
+    for _ in range(count - 1):
+        distance = torch.minimum(distance, (places - places[chosen[-1]]).square().sum(-1))
+        chosen.append(int(distance.argmax()))
+    return torch.tensor(chosen)
+
+
+def carried(
+    cloud: Cloud, times: Float[Tensor, " frame"], count: int, generator: torch.Generator
+) -> tuple[Cloud, Float[Tensor, "point 3"], Float[Tensor, "frame point 3"]]:
+    """The moment at which the object is most spread out, at most `count` of its points far from each other, and where
+    these are at every frame, by matching the surfaces."""
+    moments = cloud.moments()
+    rest = max(range(len(moments)), key=lambda index: float(moments[index].means.std(0).norm()))
+    start = moments[rest]
+    points = start.means[farthest(start.means, min(count, len(start.means)))]
+    after = tracked(start, moments[rest + 1 :], points, generator)
+    before = tracked(start, moments[:rest][::-1], points, generator)
+    places = torch.stack([*before[::-1], points, *after])  # (moment, K, 3)
+    if len(moments) < len(times):  # a moment whose masks kept nothing takes the pose of the nearest one
+        seen = torch.stack([moment.times[0] for moment in moments])
+        places = places[(times[:, None] - seen).abs().argmin(1)]
+    return start, points, places
 
 
 def _some(cloud: Cloud, generator: torch.Generator) -> Cloud:

@@ -183,9 +183,10 @@ def _seen_colours(
 
 def ball_cloud(grid: ImageGrid, count: int, generator: torch.Generator) -> Cloud:
     """`count` grey points at every moment, uniform in a ball that fills most of the cameras' view."""
-    region, total = seen_region(grid.cameras), count * grid.frames
+    region, moments = seen_region(grid.cameras), grid.times.unique()
+    total = count * len(moments)
     radius = 0.7 * region.half
     directions = torch.nn.functional.normalize(torch.randn(total, 3, generator=generator), dim=-1)
     radii = radius * torch.rand(total, 1, generator=generator) ** (1 / 3)
-    times = grid.times.repeat_interleave(count)
+    times = moments.repeat_interleave(count)
     return Cloud(region.centre + directions * radii, times, torch.full((total, 3), 0.5), 4 * math.pi * radius**2)

@@ -11,6 +11,7 @@ from torch import Tensor
 from loom4d.gaussians.gaussians import Ellipsoids, Gaussians
 from loom4d.gaussians.initial import Cloud
 from loom4d.gaussians.motion.controlled import Controlled
+from loom4d.gaussians.motion.deformed import Deformed
 from loom4d.gaussians.motion.spacetime import Spacetime
 
 
@@ -62,4 +63,8 @@ class DynamicGaussians(Protocol):
         """What this motion should not do where no picture forbids it."""
 
 
-MOTIONS: dict[str, type[DynamicGaussians]] = {"spacetime": Spacetime, "controlled": Controlled}
+MOTIONS: dict[str, type[DynamicGaussians]] = {
+    "spacetime": Spacetime,
+    "controlled": Controlled,
+    "deformed": Deformed,
+}

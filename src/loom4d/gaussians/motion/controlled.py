@@ -15,9 +15,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from loom4d.gaussians.flow import tracked
-from loom4d.gaussians.gaussians import Gaussians, halves, quaternions_of, rotations, sh_of, turned_by
+from loom4d.gaussians.flow import carried
+from loom4d.gaussians.gaussians import Gaussians, halves, quaternions_of, rotations, sh_of
 from loom4d.gaussians.initial import Cloud
+from loom4d.gaussians.motion.rigid import continued, neighbours, procrustes
 from loom4d.gaussians.motion.skinning import posed, skinned
 
 ROUND = 0.6  # first scale over the distance of neighbours
@@ -58,16 +59,7 @@ class Controlled:
     @staticmethod
     def initial(cloud: Cloud, times: Float[Tensor, " frame"], count: int, generator: torch.Generator) -> Controlled:
         """The moment at which the object is most spread out, carried to the others by matching their surfaces."""
-        moments = cloud.moments()
-        rest = max(range(len(moments)), key=lambda index: float(moments[index].means.std(0).norm()))
-        start = moments[rest]
-        points = start.means[farthest(start.means, min(POINTS, len(start.means)))]
-        after = tracked(start, moments[rest + 1 :], points, generator)
-        before = tracked(start, moments[:rest][::-1], points, generator)
-        places = torch.stack([*before[::-1], points, *after])  # (moment, K, 3)
-        if len(moments) < len(times):  # a moment whose masks kept nothing takes the pose of the nearest one
-            seen = torch.stack([moment.times[0] for moment in moments])
-            places = places[(times[:, None] - seen).abs().argmin(1)]
+        start, points, places = carried(cloud, times, POINTS, generator)
         edges = neighbours(places, min(EDGES, len(points) - 1))
         turns = continued(quaternions_of(procrustes(points, places, edges)))
         chosen = torch.randperm(len(start.means), generator=generator)[:count]
@@ -175,36 +167,3 @@ def hermite(times: Float[Tensor, " batch"], keys: Float[Tensor, " key"]) -> Floa
         + (u**3 - 2 * u**2 + u) * span[:, None] * slopes[left]
         + (u**3 - u**2) * span[:, None] * slopes[left + 1]
     )
-
-
-def farthest(places: Float[Tensor, "point 3"], count: int) -> Int[Tensor, " chosen"]:
-    """Farthest-point sampling, from the point nearest to the centre."""
-    distance = torch.full((len(places),), torch.inf)
-    chosen = [int((places - places.mean(0)).norm(dim=-1).argmin())]
-    for _ in range(count - 1):
-        distance = torch.minimum(distance, (places - places[chosen[-1]]).square().sum(-1))
-        chosen.append(int(distance.argmax()))
-    return torch.tensor(chosen)
-
-
-def neighbours(places: Float[Tensor, "moment point 3"], count: int) -> Int[Tensor, "point edge"]:
-    """The points that stay nearest over all moments: a hand that touches a hip once is no neighbour of it."""
-    distance = torch.stack([torch.cdist(moment, moment) for moment in places]).amax(0)
-    distance.fill_diagonal_(torch.inf)
-    return distance.topk(count, largest=False).indices
-
-
-def procrustes(
-    rest: Float[Tensor, "point 3"], places: Float[Tensor, "moment point 3"], edges: Int[Tensor, "point edge"]
-) -> Float[Tensor, "moment point 3 3"]:
-    """The rotation that best carries each point's edges at rest to those at each moment."""
-    return turned_by(rest[edges] - rest[:, None], places[:, edges] - places[:, :, None])
-
-
-def continued(quaternions: Float[Tensor, "moment point 4"]) -> Float[Tensor, "moment point 4"]:
-    """The same rotations with signs chosen so that each lies near the one before."""
-    result = [quaternions[0]]
-    for following in quaternions[1:]:
-        flip = (following * result[-1]).sum(-1, keepdim=True) < 0
-        result.append(torch.where(flip, -following, following))
-    return torch.stack(result)
