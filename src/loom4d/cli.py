@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import itertools
+import json
 import os
 import platform
 import shutil
@@ -24,20 +25,26 @@ from loom4d import native, pipeline
 from loom4d.denoisers import catalogue
 from loom4d.denoisers.full_size import FullSizeConfig
 from loom4d.denoisers.weights import load_autoencoder, load_prior
-from loom4d.export import FORMATS, export
+from loom4d.export import FORMATS
 from loom4d.export.video import OrbitOptions
-from loom4d.gaussians.asset import load_asset, save_asset
+from loom4d.gaussians.asset import load_asset
 from loom4d.gaussians.fit import PRESETS as FIT_PRESETS
-from loom4d.gaussians.fit import FitConfig, fit
+from loom4d.gaussians.fit import FitConfig
 from loom4d.grid import load_grid
+from loom4d.methods import METHODS
 from loom4d.methods.diffusion_squared import PRESETS, DiffusionSquaredConfig
+from loom4d.reconstruct import ReconstructConfig, export_run, reconstruct
 from loom4d.runs import Event, InputError, result_of
+from loom4d.sources.captures import CaptureConfig
 from loom4d.sources.framing import Config as SourceConfig
+from loom4d.training.candidates import candidates
+from loom4d.training.curation import CurationConfig, curate
 from loom4d.training.recipes import RECIPES, run_recipe, tiny
 from loom4d.training.shards import default_folder
 from loom4d.viewer import write_page
 
 console = Console(highlight=False, soft_wrap=True)
+SCORED = {"given_psnr": "the pictures given", "held_out_psnr": "those held out"}  # of a fit's report
 
 
 class Show:
@@ -98,7 +105,8 @@ def generate(
     Args:
         input: The picture, video file or folder of frames.
         out: Folder for the results; the same command on an interrupted run goes on with it.
-        preset: How the grid is imagined; --imagining.* changes single choices.
+        preset: How the grid is imagined, by default ours with small priors and the paper's with svd-sv3d;
+            --imagining.* changes single choices.
         quality: How long the fit takes; --fitting.* changes single choices.
         seed: Another seed, another asset; the same seed, the same bytes on this machine.
         priors: small, which ships with the package, or svd-sv3d, from your own files.
@@ -137,25 +145,25 @@ def gigabytes(text: str) -> float:
 
 
 def fit_command(
-    grid: Annotated[Path, tyro.conf.Positional],
+    input: Annotated[Path, tyro.conf.Positional],
     /,
     out: Path,
     quality: Literal["preview", "balanced", "best"] = "balanced",
+    capture: CaptureConfig = CaptureConfig(),  # noqa: B008
     fitting: FitConfig = FitConfig(),  # noqa: B008
 ) -> None:
-    """Fit dynamic Gaussians to an image grid: a folder with cameras.json, or a run folder that holds one.
+    """Fit dynamic Gaussians to posed pictures: a run folder, transforms.json, COLMAP text or cameras.json.
 
     Args:
-        grid: Folder with cameras.json and view_VV/frame_FF.png, or a run folder.
-        out: Folder for asset.safetensors and viewer.html.
+        input: Folder of pictures with cameras (docs/conventions.md has the layouts), or a run folder.
+        out: Folder for asset.safetensors and viewer.html; the same command on an interrupted fit goes on with it.
+        quality: How long the fit takes; --fitting.* changes single choices.
     """
-    folder = grid / "grid" if (grid / "grid" / "cameras.json").exists() else grid
-    pictures = load_grid(folder)
     with Show() as show:
-        asset = result_of(fit(pictures, fitting), show)
-    save_asset(asset, out / "asset.safetensors")
-    write_page(asset, out / "viewer.html", title=grid.name, grid=pictures)
-    console.print(f"open {out / 'viewer.html'}")
+        reconstruct(input, out, ReconstructConfig(capture, fitting), show)
+    scores = json.loads((out / "report.json").read_text())["stages"]["fit"]
+    told = [f"{scores[name]} dB on {what}" for name, what in SCORED.items() if name in scores]
+    console.print(f"{', '.join(told)}; open {out / 'viewer.html'}")
 
 
 def view(run: Annotated[Path, tyro.conf.Positional], /, browser: bool = True) -> None:
@@ -193,7 +201,7 @@ def export_command(
         raise InputError(f"unknown format {to!r}; choose one of {', '.join(FORMATS)}")
     target = out or run / "export" / f"asset{FORMATS[to].suffix or '_' + to}"
     target.parent.mkdir(parents=True, exist_ok=True)
-    export(load_asset(run / "asset.safetensors"), target, to)
+    export_run(run, target, to)
     console.print(f"wrote {target}")
 
 
@@ -304,6 +312,34 @@ def serve(
         raise InputError(str(error)) from error
 
 
+def curate_command(
+    source: Annotated[str, tyro.conf.Positional],
+    /,
+    out: Path,
+    seeds: int = 256,
+    package: Path | None = None,
+    licence: str | None = None,
+    attribution: str | None = None,
+    curation: CurationConfig = CurationConfig(),  # noqa: B008
+) -> None:
+    """Choose the animated objects that are worth training on, each rejection with its reason, and write their shards.
+
+    Args:
+        source: A folder of 3D models, 0ad or quaternius (fetched from Debian's archive), or procedural.
+        out: Folder for train/ and test/, split by the objects' names; calling again goes on.
+        seeds: How many procedural objects.
+        package: The .deb of a package, where it is at hand.
+        licence: Of a folder whose files do not say it.
+        attribution: Of a folder whose files do not say it.
+    """
+    credit = {key: value for key, value in (("licence", licence), ("attribution", attribution)) if value}
+    with Show() as show:
+        for split in ("train", "test"):
+            chosen = result_of(candidates(source, seeds, split, default_folder() / "packages", package, credit), show)
+            result_of(curate(chosen, out / split, curation), show)
+    console.print(f"wrote {out / 'train'} and {out / 'test'}; look at kept.webp and rejected.webp there")
+
+
 def doctor() -> None:
     """Say what this machine has and what is missing, one line each."""
     kernels = "built and loaded" if native.load() else "not available: the slower tensor path runs"
@@ -341,7 +377,8 @@ def commands(arguments: list[str]) -> dict[str, Callable[..., None]]:
         given += [name.split("=", 1)[1] for name in arguments if name.startswith(f"{option}=")]
         return given[-1] if given else default
 
-    imagining = PRESETS.get(named("--preset", "default"), PRESETS["default"])()
+    meant = METHODS["diffusion-squared"].meant(named("--preset", "default"), named("--priors", "small"))
+    imagining = PRESETS.get(meant, PRESETS["default"])()
     fitting = FIT_PRESETS.get(named("--quality", "balanced"), FIT_PRESETS["balanced"])()
     return {
         "generate": functools.partial(generate, imagining=imagining, fitting=fitting),
@@ -350,6 +387,7 @@ def commands(arguments: list[str]) -> dict[str, Callable[..., None]]:
         "export": export_command,
         "weights": weights,
         "train": train,
+        "curate": curate_command,
         "serve": serve,
         "doctor": doctor,
     }

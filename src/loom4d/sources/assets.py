@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from loom4d.cameras import turntable
+from loom4d.cameras import Cameras, turntable
 from loom4d.grid import ImageGrid
 from loom4d.runs import InputError
 from loom4d.sources.gltf import read_gltf
@@ -66,24 +67,45 @@ def asset_grid(
     asset = read_asset(path)
     clip = first_clip(asset) if clip is None else clip
     try:
-        seconds = asset.seconds(clip)
-        count = 1 if seconds == 0 else (8 if frames is None else frames)
-        scale, centre = fit(asset, clip)
-        times = torch.linspace(0, seconds, count)
+        count = 1 if asset.seconds(clip) == 0 else (8 if frames is None else frames)
         cameras = turntable(views, count, elevation_deg)
-        columns = []
-        for frame, time in enumerate(times.tolist()):
-            mesh = pose(asset, clip, time)
-            mesh = replace(mesh, vertices=(mesh.vertices - centre) * scale)
-            columns.append(render(mesh, cameras[:, frame], resolution, resolution, samples, backend)[0])
+        return drawn(asset, clip, cameras, resolution, samples=samples, backend=backend)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
+
+
+def drawn(
+    asset: Asset,
+    clip: str | None,
+    cameras: Cameras,
+    resolution: int,
+    framing: tuple[float, Float[Tensor, " 3"]] | None = None,
+    yaw_deg: float = 0.0,
+    samples: int = 4,
+    backend: str = "auto",
+) -> ImageGrid:
+    """Pictures of a model from a grid (view, frame) of cameras, at even instants of a clip from its first to its last.
+
+    `framing` is the scale and centre that normalise the model, those of the whole clip unless given; it is then turned
+    by `yaw_deg` around the vertical, to its own left.
+    """
+    scale, centre = framing or fit(asset, clip)
+    frames = cameras.batch_shape[1]
+    times = torch.linspace(0, asset.seconds(clip), frames)
+    cosine, sine = math.cos(math.radians(yaw_deg)), math.sin(math.radians(yaw_deg))
+    turned = torch.tensor([[cosine, 0.0, sine], [0.0, 1.0, 0.0], [-sine, 0.0, cosine]])
+    columns = []
+    for frame, time in enumerate(times.tolist()):
+        mesh = pose(asset, clip, time)
+        placed = (mesh.vertices - centre) * scale @ turned.mT
+        mesh = replace(mesh, vertices=placed, normals=mesh.normals @ turned.mT)
+        columns.append(render(mesh, cameras[:, frame], resolution, resolution, samples, backend)[0])
     return ImageGrid(rearrange(columns, "frame view c h w -> view frame c h w"), cameras, times)
 
 
-def fit(asset: Asset, clip: str | None) -> tuple[float, Float[Tensor, " 3"]]:
-    """(scale, centre) such that (x − centre) · scale is normalised over the whole clip."""
-    seconds = asset.seconds(clip)
+def fit(asset: Asset, clip: str | None, whole: bool = True) -> tuple[float, Float[Tensor, " 3"]]:
+    """(scale, centre) such that (x − centre) · scale is normalised over the whole clip, or by its first instant."""
+    seconds = asset.seconds(clip) if whole else 0.0
     instants = torch.linspace(0, seconds, INSTANTS).tolist() if seconds else [0.0]
     points = torch.cat([_used(pose(asset, clip, time)) for time in instants])
     if not torch.isfinite(points).all():

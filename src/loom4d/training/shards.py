@@ -6,9 +6,13 @@ import hashlib
 import io
 import json
 import os
+from bisect import bisect_right
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,8 +20,9 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from loom4d.cameras import turntable
 from loom4d.denoisers.autoencoder import Autoencoder
-from loom4d.grid import ImageGrid
+from loom4d.grid import ImageGrid, straight
 from loom4d.runs import Event, InputError, Work, write_atomically, write_json
 from loom4d.sources.procedural import procedural_grid
 
@@ -35,7 +40,7 @@ class ShardConfig:
     workers: int = 2
 
 
-def _write_array(path: Path, array: np.ndarray) -> None:
+def write_array(path: Path, array: np.ndarray) -> None:
     buffer = io.BytesIO()
     np.save(buffer, array)
     write_atomically(path, buffer.getvalue())
@@ -52,7 +57,7 @@ def _make_shard(config: ShardConfig, shard: int) -> None:
     grids = [
         procedural_grid(seed, config.views, config.frames, config.resolution, split=config.split) for seed in seeds
     ]
-    _write_array(config.folder / f"pictures_{shard:05}.npy", np.stack([as_stored(grid) for grid in grids]))
+    write_array(config.folder / f"pictures_{shard:05}.npy", np.stack([as_stored(grid) for grid in grids]))
     facts = {"elevations_deg": [grid.cameras.elevations_deg()[0, 0].item() for grid in grids], "seeds": list(seeds)}
     write_json(config.folder / f"facts_{shard:05}.json", facts)
 
@@ -72,6 +77,7 @@ class Shards:
 
     pictures: tuple[np.ndarray, ...]
     elevations_deg: Float[Tensor, " grid"]
+    objects: tuple[dict[str, Any], ...] = ()  # of curated grids: name, clip, licence, attribution, source
 
     @property
     def grids(self) -> int:
@@ -79,8 +85,23 @@ class Shards:
 
     def premultiplied(self, grid: int, view, frame) -> Float[Tensor, "*cells 4 height width"]:
         """Pictures of one grid as floats 0..1; `view` and `frame` index as NumPy does."""
-        array = self.pictures[grid // GRIDS_PER_SHARD][grid % GRIDS_PER_SHARD][view, frame]
+        starts = self._starts
+        shard = bisect_right(starts, grid) - 1
+        array = self.pictures[shard][grid - starts[shard]][view, frame]
         return torch.from_numpy(np.array(array)).float() / 255  # a copy: the map itself is read-only
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        """Each shard's first grid; only the last shard of a folder may hold fewer than `GRIDS_PER_SHARD`."""
+        return [0, *accumulate(len(shard) for shard in self.pictures[:-1])]
+
+    def and_also(self, others: Shards) -> Shards:
+        """The grids of both, these first."""
+        if self.pictures[0].shape[1:] != others.pictures[0].shape[1:]:
+            shapes = " and ".join(str(shards.pictures[0].shape[1:]) for shards in (self, others))
+            raise InputError(f"grids of {shapes} (views, frames, 4, height, width) cannot be trained on together")
+        elevations = torch.cat([self.elevations_deg, others.elevations_deg])
+        return Shards(self.pictures + others.pictures, elevations, self.objects + others.objects)
 
 
 def open_shards(folder: Path, grids: int | None = None) -> Shards:
@@ -88,10 +109,19 @@ def open_shards(folder: Path, grids: int | None = None) -> Shards:
     facts = sorted(folder.glob("facts_*.json"))
     facts = facts if grids is None else facts[: -(-grids // GRIDS_PER_SHARD)]
     if not facts:
-        raise InputError(f"{folder} holds no training shards; make them with `loom4d train shards --data {folder}`")
-    elevations = [angle for file in facts for angle in json.loads(file.read_text())["elevations_deg"]]
+        raise InputError(f"{folder} holds no training shards; `loom4d train` and `loom4d curate` make them")
+    known = [json.loads(file.read_text()) for file in facts]
+    elevations = [angle for shard in known for angle in shard["elevations_deg"]]
     pictures = tuple(np.load(folder / f"pictures_{file.stem[6:]}.npy", mmap_mode="r") for file in facts)
-    return Shards(pictures, torch.tensor(elevations))
+    return Shards(pictures, torch.tensor(elevations), tuple(one for shard in known for one in shard.get("objects", [])))
+
+
+def shard_grid(shards: Shards, index: int) -> ImageGrid:
+    """One grid of the shards with its cameras, exact up to the 8 bits of its pictures."""
+    pictures = shards.premultiplied(index, slice(None), slice(None))
+    views, frames = pictures.shape[:2]
+    cameras = turntable(views, frames, shards.elevations_deg[index].item())
+    return ImageGrid(straight(pictures), cameras, torch.linspace(0, 1, frames))
 
 
 def encoder_digest(autoencoder: Autoencoder) -> str:
@@ -118,7 +148,7 @@ def encode_shards(autoencoder: Autoencoder, shards: Shards, file: Path) -> Work[
         parts.append(torch.stack(grids))
         yield Event("latents", "progress", "encoding pictures", index + 1, len(shards.pictures))
     latents = torch.cat(parts)
-    _write_array(file, latents.numpy())
+    write_array(file, latents.numpy())
     return latents
 
 
