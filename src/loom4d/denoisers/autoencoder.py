@@ -65,6 +65,15 @@ class Autoencoder(nn.Module):
         """Premultiplied RGBA in 0..1 to normalised latents; height and width are multiples of 8."""
         return (self.encoder(premultiplied * 2 - 1) - self.latent_mean) / self.latent_std
 
+    def features(self, premultiplied: Float[Tensor, "b 4 height width"]) -> list[Float[Tensor, "b _ _ _"]]:
+        """What the encoder sees at a quarter and at an eighth of the resolution: for perceptual distances."""
+        maps, x = [], premultiplied * 2 - 1
+        for layer, following in zip(self.encoder, [*self.encoder][1:], strict=False):
+            x = layer(x)
+            if isinstance(layer, ResidualBlock) and not isinstance(following, ResidualBlock):
+                maps.append(x)
+        return maps
+
     def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 4 height width"]:
         """Normalised latents to premultiplied RGBA, about 0..1 (not clamped)."""
         return (self.decoder(latents * self.latent_std + self.latent_mean) + 1) / 2

@@ -1,0 +1,228 @@
+"""Time against quality of composition rules and shortcuts, on procedural objects that no prior was trained on.
+
+    python benchmarks/composition.py choose     rules and shortcuts on a few objects of the valid branch
+    python benchmarks/composition.py judge      the presets on objects of the test branch
+    python benchmarks/composition.py ablation   Figure 5 of Diffusion²: s₀, k, the schedule's kind, one prior alone
+    python benchmarks/composition.py            all three
+
+Every row of the table is written to benchmarks/results/composition.json as soon as it is measured, with the digest of
+its configuration and of the weights: called again, the command goes on where it stopped, and after new weights or
+another rule measures only what has changed. The task is completion: the true first row and column are given, the rest
+of the grid is scored. Seconds are CPU-seconds of one thread; "pictures" counts the pictures that the network was asked
+about, which no other load disturbs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import tyro
+from PIL import Image
+
+from composition_rules import ABLATION, FINALISTS, RULES
+from loom4d.denoisers import DENOISERS, Family
+from loom4d.denoisers.weights import load_autoencoder, load_prior
+from loom4d.evaluation.consistency import change_psnr, hull_agreement, motion
+from loom4d.evaluation.perceptual import perceptual_distance
+from loom4d.evaluation.scores import foreground_psnr, silhouette_iou, similarity
+from loom4d.grid import ImageGrid, load_grid, save_grid, to_bytes
+from loom4d.methods.diffusion_squared import DiffusionSquaredConfig, Weaver
+from loom4d.runs import result_of, write_json
+from loom4d.sources.procedural import procedural_grid
+
+RESULTS = Path(__file__).parent / "results" / "composition.json"
+SIDE, REFERENCE = 8, "full"  # views and frames; the rule that distances to the 50-step run are measured to
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every run needs: the family, a count of the pictures its network was asked about, and where results lie."""
+
+    family: Family
+    asked: list[int]
+    features: Any
+    weights: str  # digest of the prior's and the autoencoder's
+    grids: Path  # finished grids, for distances and pictures
+    rows: dict[str, dict[str, Any]]
+    out: Path
+
+    def save(self) -> None:
+        write_json(self.out, {"facts": facts(self), "rows": sorted(self.rows.values(), key=place_of)})
+
+
+def place_of(row: dict[str, Any]) -> tuple[str, str, int]:
+    return row["split"], row["rule"], row["object"]
+
+
+def facts(bench: Bench) -> dict[str, Any]:
+    return {
+        "benchmark": "composition",
+        "task": f"{SIDE} x {SIDE} grid of 64² pictures, first row and column given, means over the other cells",
+        "weights": bench.weights,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def bench(priors: Path | None, out: Path, grids: Path) -> Bench:
+    torch.set_num_threads(1)
+    family = DENOISERS["small"](priors, None)
+    asked = [0]
+    network = family.video.__self__.prior
+    network.register_forward_hook(
+        lambda module, inputs, output: asked.__setitem__(0, asked[0] + output[:, :, 0].numel())
+    )
+    autoencoder, known = load_autoencoder(priors)
+    digest = hashlib.sha256((known["sha256"] + load_prior(priors)[1]["sha256"]).encode()).hexdigest()[:12]
+    kept = json.loads(out.read_text())["rows"] if out.exists() else []
+    rows = {key_of(row): row for row in kept}
+    return Bench(family, asked, autoencoder.features, digest, grids / digest, rows, out)
+
+
+def key_of(row: dict[str, Any]) -> str:
+    return f"{row['split']}/{row['rule']}/{row['object']}"
+
+
+def measure(bench: Bench, split: str, name: str, config: DiffusionSquaredConfig, number: int) -> ImageGrid:
+    """The finished grid of one rule on one object; its row goes into the table unless it is there already."""
+    config = replace(config, seed=number, views=SIDE, frames=SIDE)
+    digest = hashlib.sha256((bench.weights + json.dumps(asdict(config), sort_keys=True)).encode()).hexdigest()[:12]
+    row = {"split": split, "rule": name, "object": number, "digest": digest}
+    folder = bench.grids / split / name.replace("/", "-") / f"{number:03}"
+    found = bench.rows.get(key_of(row))
+    if found is not None and found["digest"] == digest and (folder / "cameras.json").exists():
+        return load_grid(folder)
+    truth = procedural_grid(number, SIDE, SIDE, bench.family.resolution, split=split)
+    bench.asked[0], begun = 0, time.process_time()
+    weaver = Weaver(truth[:1, :], bench.family, config, None)
+    grid = result_of(weaver.grid(truth.premultiplied[:, 0], truth.premultiplied[0]))
+    row["cpu_seconds"] = round(time.process_time() - begun, 2)
+    row["pictures"] = bench.asked[0] // bench.family.latent_shape[-1] ** 2
+    save_grid(grid, folder)
+    bench.rows[key_of(row)] = row | scores(grid, truth, bench)
+    bench.save()
+    return grid
+
+
+def scores(grid: ImageGrid, truth: ImageGrid, bench: Bench) -> dict[str, float]:
+    """Of the cells that were not given."""
+    unseen = torch.ones(SIDE, SIDE, dtype=torch.bool)
+    unseen[0], unseen[:, 0] = False, False
+    named = {
+        "psnr": foreground_psnr(grid, truth)[unseen].nanmean(),
+        "ssim": similarity(grid, truth)[unseen].mean(),
+        "outline": silhouette_iou(grid, truth)[unseen].mean(),
+        "perceptual": perceptual_distance(grid, truth, bench.features)[unseen].mean(),
+        "change_psnr": change_psnr(grid, truth, torch.arange(SIDE) > 0),
+        "motion": motion(grid)[1:].mean() / motion(truth)[1:].mean().clamp_min(1e-4),
+        "hull": hull_agreement(grid)[1:].mean(),
+    }
+    return {name: round(float(value), 4) for name, value in named.items()}
+
+
+def against(bench: Bench, split: str, name: str, reference: str, number: int) -> None:
+    """Adds the distance in dB between a rule's grid and the reference rule's, of the same object and noise."""
+    row = bench.rows[f"{split}/{name}/{number}"]
+    folders = [bench.grids / split / one.replace("/", "-") / f"{number:03}" for one in (name, reference)]
+    if "to_reference" in row or not all((folder / "cameras.json").exists() for folder in folders):
+        return
+    ours, theirs = (load_grid(folder) for folder in folders)
+    unseen = torch.ones(SIDE, SIDE, dtype=torch.bool)
+    unseen[0], unseen[:, 0] = False, False
+    row["to_reference"] = round(float(foreground_psnr(ours, theirs)[unseen].nanmean()), 2)
+
+
+def run(bench: Bench, split: str, rules: dict[str, DiffusionSquaredConfig], objects: range) -> None:
+    """Object by object, so that a table that was stopped early compares the same objects."""
+    for number in objects:
+        for name, config in rules.items():
+            measure(bench, split, name, config, number)
+            print(line(bench.rows[f"{split}/{name}/{number}"]), flush=True)
+        for name in rules:
+            against(bench, split, name, REFERENCE, number)
+    bench.save()
+
+
+def line(row: dict[str, Any]) -> str:
+    shown = ("psnr", "ssim", "perceptual", "change_psnr", "motion", "hull", "pictures", "cpu_seconds")
+    return f"{row['object']:4} {row['rule']:34}" + "".join(f"{row[name]:>10}" for name in shown)
+
+
+def table(bench: Bench, split: str, rules: dict[str, Any], baseline: str) -> Iterator[str]:
+    """Means over the objects that every rule has, and each rule's mean difference to the baseline with its standard
+    error: the spread that a difference must exceed."""
+    numbers = [
+        {row["object"] for row in bench.rows.values() if (row["split"], row["rule"]) == (split, name)} for name in rules
+    ]
+    objects = sorted(set.intersection(*numbers)) if numbers else []
+    yield f"{split}: objects {objects}"
+    for name in rules:
+        rows = [bench.rows[f"{split}/{name}/{number}"] for number in objects]
+        first = [bench.rows[f"{split}/{baseline}/{number}"] for number in objects]
+        gap = np.array([a["psnr"] - b["psnr"] for a, b in zip(rows, first, strict=True)])
+        far = np.array([a["perceptual"] - b["perceptual"] for a, b in zip(rows, first, strict=True)])
+        root = max(len(gap), 1) ** 0.5
+        mean = {key: np.mean([row[key] for row in rows]) for key in rows[0] if isinstance(rows[0][key], float | int)}
+        distance = mean.get("to_reference", float("nan"))
+        yield (
+            f"{name:34} {mean['psnr']:6.2f} {gap.mean():+6.2f} ±{gap.std() / root:4.2f}  {mean['ssim']:.3f}  "
+            f"{mean['perceptual']:.3f} {far.mean():+.3f} ±{far.std() / root:.3f}  {mean['change_psnr']:5.2f}  "
+            f"{mean['motion']:4.2f}  {mean['hull']:.3f}  {distance:5.2f}  {mean['pictures']:6.0f}  "
+            f"{mean['cpu_seconds']:6.1f}"
+        )
+
+
+def pictures(bench: Bench, split: str, rules: dict[str, Any], number: int, path: Path) -> None:
+    """One row of the grid (a view from the side) for each rule, the truth first."""
+    truth = procedural_grid(number, SIDE, SIDE, bench.family.resolution, split=split)
+    grids = [truth] + [load_grid(bench.grids / split / name.replace("/", "-") / f"{number:03}") for name in rules]
+    strips = [np.concatenate([to_bytes(picture) for picture in grid.on(1.0)[SIDE // 4]], 1) for grid in grids]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.concatenate(strips, 0)).save(path)
+
+
+STAGES = {"choose": ("valid", RULES), "judge": ("test", FINALISTS), "ablation": ("valid", ABLATION)}
+
+
+def main(
+    stage: Literal["choose", "judge", "ablation", "all"] = "all",
+    /,
+    objects: int | None = None,
+    first: int = 16,
+    only: tuple[str, ...] = (),
+    priors: Path | None = None,
+    out: Path = RESULTS,
+    grids: Path = Path("runs/composition"),
+    figures: Path | None = None,
+) -> None:
+    """Measures what the table lacks and prints it.
+
+    Args:
+        objects: How many held-out objects; 6 to choose and to judge, 2 for the ablation by default.
+        first: Seed of the first one.
+        only: These rules alone.
+        priors: Folder with other weights than the package's.
+        grids: Folder for finished grids.
+        figures: Folder for pictures of the ablation.
+    """
+    held = bench(priors, out, grids)
+    for name in STAGES if stage == "all" else (stage,):
+        split, rules = STAGES[name]
+        chosen = {rule: config for rule, config in rules.items() if not only or rule in only}
+        count = objects or (2 if name == "ablation" else 6)
+        run(held, split, chosen, range(first, first + count))
+        print("\n".join(table(held, split, chosen, next(iter(chosen)))))
+        if figures is not None and name == "ablation":
+            pictures(held, split, chosen, first, figures / "ablation.png")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
