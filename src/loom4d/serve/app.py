@@ -22,14 +22,14 @@ from loom4d.serve import jobs, pages, uploads
 from loom4d.serve.children import Children
 from loom4d.serve.guard import Guard, Tokens, refused
 from loom4d.serve.settings import ServeError, Settings, is_loopback
-from loom4d.serve.site import Hub, Site
+from loom4d.serve.site import Hub, Site, Staff
 from loom4d.serve.store import FullDisk, Store
 
 CONNECTIONS = 400  # at once; more are told to come back
 GRACE = 2  # seconds that open requests have when the server is told to stop
 
 
-def create(settings: Settings, store: Store, tokens: Tokens, children: Children | None = None) -> Guard:
+def create(settings: Settings, store: Store, tokens: Tokens, children: Staff | None = None) -> Guard:
     """The app. `children` may be stand-ins; the app starts and stops them."""
     hub = Hub()
     site = Site(settings, store, hub, children or Children(settings, store, hub.poke), tokens)
@@ -85,7 +85,11 @@ def claimed(settings: Settings) -> IO[str]:
     try:
         settings.folder.mkdir(parents=True, exist_ok=True)
         lock = open(settings.folder / "serve.lock", "w")  # noqa: SIM115 (held as long as the server lives)
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.close()
+            raise
     except BlockingIOError as error:
         raise ServeError(f"{settings.folder}: another server uses this folder; choose another --folder") from error
     except OSError as error:

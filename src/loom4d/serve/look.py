@@ -54,7 +54,7 @@ def answer(request: dict[str, Any], limits: Limits) -> dict[str, Any]:
     try:
         return look(path, Path(request["folder"]), request, limits)
     except InputError as error:
-        return {"refused": str(error).replace(str(path), "the file")}
+        return {"refused": str(error).replace(f"{path}: ", "").replace(str(path), "the file")}
     except MemoryError:
         return {"refused": "it needs more memory than a look may take; scale it down first"}
     except OSError as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +19,7 @@ router = APIRouter()
 
 FOLDER = Path(__file__).parent / "page"
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+PATIENCE = 25.0  # seconds
 YEAR = 31_536_000  # seconds
 
 
@@ -83,8 +86,12 @@ def health(site: OfSite) -> dict[str, Any]:
 
 
 @router.get("/api/offer")
-def offer(site: OfSite) -> dict[str, Any]:
-    """What can be chosen, and what is taken."""
+async def offer(site: OfSite) -> dict[str, Any]:
+    """What can be chosen, and what is taken; waits a while for a worker that is getting ready."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(PATIENCE):
+            while site.children.offer is None and not site.children.trouble and not site.hub.closed:
+                await asyncio.sleep(0.1)
     limits = site.settings.limits
     taken = {name: getattr(limits, name) for name in ("bytes", "pixels", "frames", "seconds")}
     return {**site.offer(), "limits": taken}

@@ -11,12 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 from fastapi import Depends, HTTPException, Request
 from fastapi import Path as InPath
 
-from loom4d.serve.children import Children
 from loom4d.serve.guard import Tokens
 from loom4d.serve.settings import Settings
 from loom4d.serve.store import FullDisk, Store
@@ -57,12 +56,30 @@ class Hub:
                 del self.waiting[job]
 
 
+@runtime_checkable
+class Staff(Protocol):
+    """Those who do the work: the `Children`, or stand-ins."""
+
+    offer: dict[str, Any] | None  # what they can do; None while they get ready
+    trouble: str  # why they cannot
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+    async def look(self, request: dict[str, Any]) -> dict[str, Any]: ...
+
+    def wake(self) -> None: ...
+
+    def insist(self, job: str) -> None: ...
+
+
 @dataclass
 class Site:
     settings: Settings
     store: Store
     hub: Hub
-    children: Children
+    children: Staff
     tokens: Tokens
     arriving: int = 0  # uploads under way
 

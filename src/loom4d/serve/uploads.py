@@ -111,7 +111,12 @@ async def looked(site: Site, upload: str, file: Path, choices: dict[str, str]) -
         raise HTTPException(422, answer["refused"])
     if "failed" in answer:
         raise HTTPException(507, answer["failed"])
-    answer = {**answer, "choices": choices, "resolution": sizes["resolution"], "pictures_at": f"looks/{look_name(choices)}"}
+    answer = {
+        **answer,
+        "choices": choices,
+        "resolution": sizes["resolution"],
+        "pictures_at": f"looks/{look_name(choices)}",
+    }
     (folder / "look.json").write_text(json.dumps(answer))
     return answer
 

@@ -121,19 +121,22 @@ function workbench(upload, offered, onclose) {
     }
     seen.removeAttribute("aria-busy");
   };
+  let asked = 0;
   const estimate = async () => {
+    const turn = asked += 1;
     const { method, preset, quality, priors, kind } = choices;
     const query = new URLSearchParams({ input: upload.kind, method, preset, quality, priors, kind });
     const told = await ask(`/api/estimate?${query}`).catch(() => null);
-    if (!told) return;
+    if (!told || turn !== asked) return;  // something else was chosen meanwhile
     for (const [group, values] of [["preset", told.presets], ["quality", told.qualities]]) {
       for (const [name, seconds] of Object.entries(values)) {
         const place = times.get(`${group} ${name}`);
         if (place) place.textContent = seconds === null ? "" : duration(seconds);
       }
     }
-    time.textContent = about(told.seconds);
-    how.textContent = `Time: ${told.line}.`;
+    time.textContent = told.seconds === null ? "" : about(told.seconds);
+    how.textContent = told.seconds === null ? "The time is being measured on this machine." : `Known ${told.line}.`;
+    if (told.seconds === null) setTimeout(() => form.isConnected && estimate(), 3000);
   };
   const choose = (name, value) => {
     choices[name] = value;
@@ -250,6 +253,7 @@ async function listRuns(place) {
     draw([...shown, ...jobs]);
   });
   place.append(h("h2", { id: "runs-title" }, "Runs"), grid, more);
+  place.hidden = true;
   await refresh();
   setInterval(() => {
     const active = shown.some((job) => job.state === "queued" || job.state === "running");

@@ -51,7 +51,7 @@ function told(status, text) {
   return body;
 }
 
-/** What can be chosen; waits while the server gets ready. */
+/** What can be chosen; the server waits with its answer while it gets ready. */
 export async function offer(onwait) {
   for (;;) {
     try {
@@ -96,7 +96,7 @@ export function about(seconds) {
 
 export function size(bytes) {
   if (bytes < 1e3) return `${bytes} bytes`;
-  return bytes < 1e6 ? `${Math.round(bytes / 1e3)} kB` : `${(bytes / 1e6).toFixed(1)} MB`;
+  return bytes < 1e6 ? `${Math.round(bytes / 1e3)} kB` : `${Number((bytes / 1e6).toFixed(1))} MB`;
 }
 
 export function when(seconds) {
