@@ -12,7 +12,7 @@ LAYERS = [
     {"methods", "training"},
     {"viewer", "fleet"},
     {"pipeline"},
-    {"serve"},
+    {"serve", "reconstruct"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

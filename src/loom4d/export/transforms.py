@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
-from loom4d.cameras import FOV_DEG, RADIUS, turntable
+from loom4d.cameras import FOV_DEG, RADIUS, Placement, turntable
 from loom4d.export.ply import refuse_file, sample_times
 from loom4d.gaussians.asset import render
 from loom4d.gaussians.motion import DynamicGaussians
@@ -26,6 +26,7 @@ class TransformsOptions:
     elevation_deg: float = 0.0
     radius: float = RADIUS
     fov_deg: float = FOV_DEG
+    placement: Placement = field(default_factory=Placement)  # of the asset in the cameras' world
 
 
 def write_asset_transforms(asset: DynamicGaussians, path: Path | str, options: TransformsOptions | None = None) -> None:
@@ -36,7 +37,8 @@ def write_asset_transforms(asset: DynamicGaussians, path: Path | str, options: T
     cameras = turntable(
         options.views, len(times), options.elevation_deg, radius=options.radius, fov_deg=options.fov_deg
     )
-    write_transforms(render(asset, cameras, times, options.size, options.size), path)
+    grid = render(asset, cameras, times, options.size, options.size)
+    write_transforms(replace(grid, cameras=options.placement.cameras(cameras)), path)
 
 
 def write_transforms(grid: ImageGrid, path: Path | str) -> None:
