@@ -7,11 +7,20 @@ import torch
 from torch.testing import assert_close
 
 from loom4d.cameras import turntable
-from loom4d.denoisers.family import Family
+from loom4d.denoisers.family import Family, Guidance
 from loom4d.diffusion.composition import Curve
 from loom4d.grid import ImageGrid
-from loom4d.methods.diffusion_squared import PRESETS, DiffusionSquaredConfig, default, imagine, released
-from loom4d.runs import InputError, Run, result_of
+from loom4d.methods.diffusion_squared import (
+    PRESETS,
+    BandsConfig,
+    DiffusionSquaredConfig,
+    Shortcuts,
+    Weaver,
+    default,
+    imagine,
+    released,
+)
+from loom4d.runs import InputError, Run, load_tensors, result_of
 
 VIEWS, FRAMES, SIDE = 4, 3, 8
 
@@ -227,19 +236,23 @@ def test_given_pictures_stand_in_the_grid_bit_for_bit():
     assert torch.equal(orbit.rgba[:, 0], noisy.rgba[:, 0])
 
 
-@pytest.mark.parametrize("stop_after", [0, 3, 8, 13])
-def test_a_killed_run_weaves_the_same_grid(tmp_path, stop_after):
-    """The priors here answer with what they are asked, so the noise stays visible in the result."""
+class Timid(Oracle):
+    """Priors that answer with what they are asked, so that the noise stays visible in the result."""
 
-    class Timid(Oracle):
-        def video(self, *_):
-            return lambda x, sigma: 0.9 * x
+    def video(self, *_):
+        return lambda x, sigma: 0.9 * x
 
-        def multiview(self, *_):
-            return lambda x, sigma: 0.7 * x
+    def multiview(self, *_):
+        return lambda x, sigma: 0.7 * x
 
+
+QUICKER = Shortcuts(video_every=3, row_turns=2, column_turns=2)
+
+
+@pytest.mark.parametrize(("stop_after", "shortcuts"), [(0, Shortcuts()), (3, QUICKER), (8, QUICKER), (13, Shortcuts())])
+def test_a_killed_run_weaves_the_same_grid(tmp_path, stop_after, shortcuts):
     given = truth()[:1, :1]
-    weave = config("released", sampling=replace(released().sampling, sampler="dpmpp_2m"))
+    weave = config("released", sampling=replace(released().sampling, sampler="dpmpp_2m"), shortcuts=shortcuts)
     whole = result_of(imagine(given, Timid(truth()).family(), weave))
     run = Run(tmp_path / "run", {})
     work = imagine(given, Timid(truth()).family(), weave, run)
@@ -248,9 +261,76 @@ def test_a_killed_run_weaves_the_same_grid(tmp_path, stop_after):
     work.close()
     again = result_of(imagine(given, Timid(truth()).family(), weave, run))
     run.close()
+    maps, _ = load_tensors(tmp_path / "run" / "disagreement.safetensors")
     assert torch.equal(again.rgba, whole.rgba)
+    assert maps["disagreement"].shape == (VIEWS, FRAMES, 1, 1)
+    assert maps["disagreement"].min() > 0 and maps["disagreement"].max() < 1
     other = result_of(imagine(given, Timid(truth()).family(), replace(weave, seed=1)))
     assert not torch.equal(other.rgba, whole.rgba)
+
+
+def test_known_rows_and_columns_are_not_asked():
+    asked = []
+
+    class Counting(Oracle):
+        def video(self, pictures, *_):
+            asked.append(("video", len(pictures)))
+            return lambda x, sigma: self.latents[-len(x) :]
+
+        def multiview(self, pictures, *_):
+            asked.append(("multiview", len(pictures)))
+            return lambda x, sigma: self.latents.transpose(0, 1)[-len(x) :]
+
+        def image(self, pictures, *_):
+            asked.append(("cells", len(pictures)))
+            return lambda x, sigma: self.latents[1:, 1:].flatten(0, 1)[:, None]
+
+    family = replace(Counting(truth()).family(), image=Counting(truth()).image)
+    weaver = Weaver(truth()[:1, :1], family, config(correction=0.5), None)
+    made = result_of(weaver.grid(truth().premultiplied[:, 0], truth().premultiplied[0]))
+    assert_close(made.rgba, truth().rgba, atol=2e-3, rtol=0)
+    known = {"cells": (VIEWS - 1) * (FRAMES - 1), "video": VIEWS - 1, "multiview": FRAMES - 1}
+    assert dict(asked) == known
+
+
+def test_the_background_that_both_share_is_that_of_the_named_prior():
+    """D = D_u + g · (W · D_mv + (1 − W) · D_vid − D_u), the background being what the prior says at guidance 0."""
+
+    class Constant(Oracle):
+        def video(self, pictures, elevations_deg, times, given_frame, guidance):
+            return lambda x, sigma: torch.full_like(x, 0.4 if guidance.first else 0.1)
+
+        def multiview(self, pictures, azimuths_deg, elevations_deg, guidance):
+            return lambda x, sigma: torch.full_like(x, 0.6 if guidance.first else 0.2)
+
+    free = {"clamp_conditions": False, "keep_given": False, "correction": 0.0, "share": Curve("constant", high=0.5)}
+    for prior, nothing in (("video", 0.1), ("multiview", 0.2)):
+        weave = config(shared_background=prior, video_guidance=Guidance(2.0, 2.0), **free)
+        made = result_of(imagine(truth()[:1, :1], Constant(truth()).family(), weave))
+        assert_close(made.rgba[:, :, 3], torch.full((VIEWS, FRAMES, SIDE, SIDE), 1.0 - nothing), atol=1e-5, rtol=0)
+    with pytest.raises(InputError, match="shared-background"):
+        result_of(imagine(truth()[:1, :1], Constant(truth()).family(), config(shared_background="both")))
+
+
+def test_bands_over_time_take_motion_from_one_prior_and_looks_from_the_other():
+    """With a tiny cutoff the low frequencies of a clip are its mean: that is the video prior's, what moves is not."""
+
+    class Split(Oracle):
+        def video(self, *_):
+            return lambda x, sigma: torch.full_like(x, 0.5)
+
+        def multiview(self, pictures, *_):
+            moving = 0.9 + 0.2 * torch.linspace(-1, 1, FRAMES)[: len(pictures), None, None, None, None]
+            return lambda x, sigma: moving.expand_as(x)
+
+    bands = BandsConfig("time", 0.01, Curve("constant", high=1.0))
+    free = {"clamp_conditions": False, "keep_given": False, "correction": 0.0}
+    weave = config(share=Curve("constant", high=0.0), bands=bands, **free)
+    made = result_of(imagine(truth()[:1, :1], Split(truth()).family(), weave))
+    expected = (0.5 + 0.2 * torch.linspace(-1, 1, FRAMES)).expand(VIEWS, FRAMES)
+    assert_close(made.rgba[:, :, 3, 0, 0], expected, atol=1e-4, rtol=0)
+    with pytest.raises(InputError, match="bands"):
+        result_of(imagine(truth()[:1, :1], Split(truth()).family(), replace(weave, bands=BandsConfig("colour"))))
 
 
 def test_what_cannot_be_woven_is_refused():
