@@ -173,7 +173,7 @@ def counted(sizes: Sizes, dtype: torch.dtype, options: argparse.Namespace) -> di
     for kind, pictures in ((svd.KIND, sizes.frames), (sv3d.KIND, sizes.views)):
         cost = memory.unet_cost(memory.unet_config(sizes, kind), pictures, memory.latent_side(sizes), dtype)
         costs[kind.name] = {"tflop_per_evaluation": cost.flop / 1e12, "activations_gb": cost.peak_bytes / 1e9}
-    decode = memory.decode_cost(sizes.vae, 1, memory.latent_side(sizes), stable.decoder_dtype(dtype))
+    decode = memory.decode_cost(sizes.vae, memory.latent_side(sizes), stable.decoder_dtype(dtype))
     rows_, columns_ = sizes.views - 1, sizes.frames - 1
     evaluations = 2 * options.steps * (rows_ + 1), 2 * options.steps * (columns_ + 1)
     total = sum(n * one["tflop_per_evaluation"] for n, one in zip(evaluations, costs.values(), strict=True))

@@ -10,37 +10,23 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-import originals
-from loom4d.cameras import turntable
+from checkpoint_files import TINY, VECTORS, twin_of, write_original, write_sizes
 from loom4d.denoisers import catalogue, full_size, memory, stable, sv3d, svd
 from loom4d.denoisers.family import Guidance
 from loom4d.denoisers.stable import Sizes
 from loom4d.denoisers.vae import VAEConfig
-from loom4d.grid import ImageGrid
-from loom4d.methods import diffusion_squared
-from loom4d.runs import result_of
 
 WITHOUT = importlib.util.find_spec("diffusers") is None
 needs_diffusers = pytest.mark.skipif(WITHOUT, reason="needs the full-size extra (diffusers)")
 KINDS = (svd.KIND, sv3d.KIND)
 
-TINY = {
-    "unet": {"width": 32, "head_width": 16, "token_width": 24},
-    "vae": {"width": 32},
-    "tower": {"width": 32, "depth": 2, "head_width": 16, "patch": 7, "resolution": 28, "token_width": 24},
-    "resolution": 64,
-    "views": 3,
-    "frames": 3,
-}
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("checkpoints")
-    torch.manual_seed(0)
-    for kind, name in (("svd", "svd_xt"), ("sv3d", "sv3d_p")):
-        save_file(originals.original(kind).state_dict(), path / f"{name}.safetensors")
-    (path / "architecture.json").write_text(json.dumps(TINY))
+    write_sizes(path)
+    for kind in VECTORS:
+        write_original(twin_of(kind), kind, path)
     return path
 
 
@@ -57,19 +43,6 @@ def family(priors):
 
 
 # --- family --------------------------------------------------------------------------------------------------------
-
-
-@needs_diffusers
-def test_a_photo_becomes_a_grid(folder):
-    family = full_size.svd_sv3d(folder)
-    picture = torch.zeros(1, 1, 4, 64, 64)
-    picture[..., 16:48, 16:48] = torch.tensor([0.8, 0.2, 0.1, 1.0])[:, None, None]
-    given = ImageGrid(picture, turntable(1, 1, 5.0), torch.zeros(1))
-    config = replace(diffusion_squared.paper(), views=3, frames=3, steps=2)
-    grid = result_of(diffusion_squared.imagine(given, family, config))
-    assert grid.rgba.shape == (3, 3, 4, 64, 64)
-    assert torch.isfinite(grid.rgba).all()
-    assert torch.equal(grid.rgba[0, 0], picture[0, 0])
 
 
 @needs_diffusers
@@ -130,18 +103,22 @@ def test_sizes_are_read_strictly(tmp_path):
             stable.read_sizes(tmp_path)
 
 
-def test_the_shelf_keeps_only_what_stays(monkeypatch):
-    places = {}
-    monkeypatch.setattr(
-        torch.nn.Module, "to", lambda network, device: places.__setitem__(id(network), str(device)) or network
-    )
-    first, second, third = (torch.nn.Linear(1, 1) for _ in range(3))
-    shelf = full_size.Shelf(torch.device("meta"), (first,))
-    for network in (first, second, third):
-        shelf.fetch(network)
-    assert [places[id(one)] for one in (first, second, third)] == ["meta", "cpu", "meta"]
+def test_the_shelf_keeps_only_what_stays_and_sends_back_without_copying():
+    """The "device" is meta, which tells places apart on any machine."""
+    networks = [torch.nn.BatchNorm2d(3) for _ in range(3)]
+    before = [[tensor.data_ptr() for tensor in network.state_dict().values()] for network in networks]
+    shelf = full_size.Shelf(torch.device("meta"), (networks[0],))
+
+    def places():
+        return [{tensor.device.type for tensor in network.state_dict().values()} for network in networks]
+
+    for network in networks:
+        assert shelf.fetch(network) is network
+    assert places() == [{"meta"}, {"cpu"}, {"meta"}]
+    shelf.fetch(networks[2])
     shelf.clear()
-    assert set(places.values()) == {"cpu"}
+    assert places() == [{"cpu"}] * 3
+    assert before == [[tensor.data_ptr() for tensor in network.state_dict().values()] for network in networks]
 
 
 # --- alpha ---------------------------------------------------------------------------------------------------------
@@ -175,7 +152,7 @@ def test_the_published_costs_of_one_evaluation():
     for kind, pictures, published in ((svd.KIND, 25, 41.160e12), (sv3d.KIND, 21, 34.579e12)):
         cost = memory.unet_cost(memory.unet_config(Sizes(), kind), pictures, 72, torch.bfloat16)
         assert cost.flop == pytest.approx(published * (1 - 0.0395), rel=0.003)
-    assert memory.decode_cost(VAEConfig(), 1, 72, torch.float16).flop == pytest.approx(3.863e12, rel=1e-3)
+    assert memory.decode_cost(VAEConfig(), 72, torch.float16).flop == pytest.approx(3.863e12, rel=1e-3)
 
 
 @needs_diffusers

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 import originals
+from checkpoint_files import VECTORS, write_diffusers
 from loom4d.denoisers import checkpoints, clip, stable, sv3d, svd, unet, vae
 from loom4d.denoisers.clip import TowerConfig
 from loom4d.denoisers.family import Guidance
@@ -34,7 +35,6 @@ SIZES = Sizes(
     4,
 )
 LOADERS = {"svd": svd.load_svd, "sv3d": sv3d.load_sv3d}
-VECTORS = {"svd": 768, "sv3d": 1280}
 CLIPS, PICTURES = 2, 3
 
 
@@ -369,39 +369,9 @@ def test_windows_without_a_temporal_decoder_change_nothing(twins):
 # --- files ---------------------------------------------------------------------------------------------------------
 
 
-def diffusers_folder(twin, kind, folder):
-    """The same weights in diffusers' layout, as its own conversion writes them."""
-    networks = {
-        "unet": (unet.stock_unet(replace(SIZES.unet, vector_width=VECTORS[kind])), unet.original_names(SIZES.unet)),
-        "vae": (
-            vae.video_vae(SIZES.vae) if kind == "svd" else vae.image_vae(SIZES.vae),
-            vae.original_names(
-                SIZES.vae,
-                f"conditioner.embedders.{3 if kind == 'svd' else 1}.encoder.encoder.",
-                "first_stage_model.decoder.",
-            ),
-        ),
-    }
-    state = twin.state_dict()
-    for part, (network, origins) in networks.items():
-        tensors = {}
-        for name in network.state_dict():
-            origin = origins(name)
-            tensors[name] = origin.make(*(state[one] for one in origin.names)).contiguous()
-        (folder / part).mkdir(parents=True)
-        save_file(tensors, folder / part / "diffusion_pytorch_model.safetensors")
-    tower, tensors = twin.conditioner.embedders[0].open_clip.model.visual.state_dict(), {}
-    for name, value in tower.items():
-        names = clip.from_transformers(name).names
-        pieces = value.chunk(3) if len(names) == 3 else [value.T if name == "proj" else value]
-        tensors.update({one: piece.contiguous() for one, piece in zip(names, pieces, strict=True)})
-    (folder / "image_encoder").mkdir()
-    save_file(tensors, folder / "image_encoder" / "model.safetensors")
-
-
 def test_both_layouts_load_to_the_same_networks(twins, kind, tmp_path):
     twin, model = twins[kind]
-    diffusers_folder(twin, kind, tmp_path)
+    write_diffusers(twin, kind, tmp_path, SIZES)
     other = LOADERS[kind](tmp_path, SIZES)
     for part in ("unet", "tower", "vae"):
         ours, theirs = getattr(model, part).state_dict(), getattr(other, part).state_dict()

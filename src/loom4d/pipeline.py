@@ -82,12 +82,17 @@ def generating(path: Path, out: Path, config: GenerateConfig) -> Work[DynamicGau
         out, {"input": path.name, "content": fingerprint(path), **as_json(config), "imagining": as_json(imagining)}
     )
     try:
-        family = DENOISERS[config.priors](config.checkpoints, config.full_size)
+        family = None
+        if not run.finished("imagine"):
+            family = yield from _family(config, run)
         given = yield from _stage(run, "sources", _prepare(path, config, imagining, family, run))
         grid = yield from _stage(run, "imagine", _imagine(given, config, imagining, family, run))
+        del family  # gigabytes, at full size
         asset = yield from _stage(run, "fit", _fit(grid, given, config, run))
         yield from _stage(run, "orbit", _orbit(asset, grid, config, run))
         yield from _stage(run, "viewer", _page(asset, grid, given, config.title or path.stem, run))
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise InputError("out of memory; the same command with a smaller --max-memory and --out elsewhere") from error
     finally:
         run.close()
     return asset
@@ -100,7 +105,7 @@ def imagining_config(config: GenerateConfig) -> Any:
     method = METHODS[config.method]
     if config.preset not in method.presets:
         raise InputError(f"unknown preset {config.preset!r}; {config.method} has {', '.join(method.presets)}")
-    return config.imagining or method.presets[config.preset](config.seed)
+    return config.imagining or method.presets[method.meant(config.preset, config.priors)](config.seed)
 
 
 def fingerprint(path: Path) -> str:
@@ -160,8 +165,22 @@ def _recorded(run: Run, event: Event) -> Event:
     return event
 
 
-def _prepare(path: Path, config: GenerateConfig, imagining: Any, family: Family, run: Run) -> Stage:
+def _family(config: GenerateConfig, run: Run) -> Work[Family]:
+    """The priors, with what there is to say about how they run here."""
+    family = DENOISERS[config.priors](config.checkpoints, config.full_size)
+    meant = METHODS[config.method].meant(config.preset, config.priors)
+    if meant != config.preset:
+        yield _recorded(run, Event("priors", "note", f"the default preset of {config.priors} is {meant}"))
+    if family.running is not None:
+        said = f"{family.running.settings}; predicted peak {family.running.predicted_gb:.2f} GB"
+        facts = {"predicted_peak_gb": family.running.predicted_gb}
+        yield _recorded(run, Event("priors", "note", said, data=facts))
+    return family
+
+
+def _prepare(path: Path, config: GenerateConfig, imagining: Any, family: Family | None, run: Run) -> Stage:
     def make() -> Work[dict[str, Any]]:
+        assert family is not None  # it is loaded until the grid is there
         views, frames = imagining.views or family.views, imagining.frames or family.frames
         source = replace(config.source, views=views)
         pictures = views if source.kind == "orbit" else frames
@@ -174,12 +193,17 @@ def _prepare(path: Path, config: GenerateConfig, imagining: Any, family: Family,
     return Stage(make, lambda: load_grid(run.path / "input"))
 
 
-def _imagine(given: ImageGrid, config: GenerateConfig, imagining: Any, family: Family, run: Run) -> Stage:
+def _imagine(given: ImageGrid, config: GenerateConfig, imagining: Any, family: Family | None, run: Run) -> Stage:
     def make() -> Work[dict[str, Any]]:
+        assert family is not None
         grid = yield from METHODS[config.method].imagine(given, family, imagining, run)
         save_grid(grid, run.path / "grid")
         contact_sheet(grid).save(run.path / "grid.png")
-        return {"views": grid.views, "frames": grid.frames}
+        facts = {"views": grid.views, "frames": grid.frames}
+        if family.running is None:
+            return facts
+        peak = round(family.running.peak_gb(), 2)
+        return facts | {"predicted_peak_gb": family.running.predicted_gb, "peak_gb": peak}
 
     return Stage(make, lambda: load_grid(run.path / "grid"))
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from loom4d.denoisers import memory, stable, sv3d, svd
-from loom4d.denoisers.family import Family
+from loom4d.denoisers.family import Family, Running
 from loom4d.denoisers.memory import Plan
 from loom4d.denoisers.stable import Sizes, Stable, Unet
-from loom4d.denoisers.unet import channels_last
+from loom4d.denoisers.unet import Condition, channels_last
 from loom4d.diffusion.schedules import SIGMA_MAX, SIGMA_MIN
 from loom4d.runs import InputError
 from loom4d.sources.matting import flooded
@@ -22,6 +24,14 @@ from loom4d.sources.matting import flooded
 SVD_FILES = ("svd_xt.safetensors", "svd_xt_1_1.safetensors", "svd_xt", "stable-video-diffusion-img2vid-xt")
 SV3D_FILES = ("sv3d_p.safetensors", "sv3d_p", "sv3d-diffusers")  # a folder has diffusers' layout
 WHITE, COLOUR = 0.03, 0.15  # how far from white a pixel is that is surely background, surely object
+
+# Tried in this order: the first one that fits the memory is taken.
+DTYPES: dict[str, tuple[torch.dtype, ...]] = {
+    "auto": (torch.float32, torch.bfloat16),  # on an accelerator bfloat16 alone, at once
+    "float32": (torch.float32,),
+    "bfloat16": (torch.bfloat16,),
+    "float16": (torch.float16,),
+}
 
 Matte = Callable[[Float[Tensor, "b 3 height width"]], Float[Tensor, "b 1 height width"]]
 
@@ -31,8 +41,9 @@ class FullSizeConfig:
     """How the checkpoints are run; what they are told."""
 
     device: str = "cpu"
-    max_memory_gb: float | None = None  # on that device; None takes what is fastest
-    compiled: bool = False  # both UNets by torch.compile, for the shapes they meet
+    dtype: str = "auto"  # of DTYPES
+    max_memory_gb: float | None = None  # on that device; None is all it has
+    compiled: bool = False  # both UNets by torch.compile, for the one shape that nearly all passes have
     channels_last: bool = False  # layout of the UNets' convolutions
     svd: svd.SVDConfig = field(default_factory=svd.SVDConfig)
     sv3d: sv3d.SV3DConfig = field(default_factory=sv3d.SV3DConfig)
@@ -68,17 +79,41 @@ def svd_sv3d(folder: Path | None, config: FullSizeConfig | None = None, matte: M
         raise InputError("svd-sv3d needs its files: pass --checkpoints DIR (`loom4d weights list` says where they are)")
     config = config or FullSizeConfig()
     sizes = stable.read_sizes(folder)
-    files = [found(folder, names) for names in (SVD_FILES, SV3D_FILES)]  # both, before gigabytes are read
+    files = [found(folder, names) for names in (SVD_FILES, SV3D_FILES)]
     settings = planned(sizes, config)
-    video = svd.load_svd(files[0], sizes, settings.dtype)
-    multiview = sv3d.load_sv3d(files[1], sizes, settings.dtype)
+    # Everything that headers can say about both is said before gigabytes are read.
+    opened = [
+        stable.opened(file, kind, sizes, settings.dtype)
+        for file, kind in zip(files, (svd.KIND, sv3d.KIND), strict=True)
+    ]
+    video, multiview = (read() for read in opened)
     return family(video, multiview, sizes, settings, config, matte)
 
 
 def planned(sizes: Sizes, config: FullSizeConfig) -> Plan:
-    """The settings for a device and its budget: float32 on the processor, bfloat16 on an accelerator."""
-    dtype = torch.float32 if config.device == "cpu" else torch.bfloat16
-    return memory.plan(sizes, (svd.KIND, sv3d.KIND), dtype, config.max_memory_gb)
+    """The settings for a device and its budget; an `InputError` where there is no such device, or too little memory."""
+    device = usable(config.device)
+    if config.dtype not in DTYPES:
+        raise InputError(f"unknown dtype {config.dtype!r}; choose one of {', '.join(DTYPES)}")
+    dtypes, processor = DTYPES[config.dtype], device.type == "cpu"
+    if config.dtype == "auto" and not processor:
+        dtypes = DTYPES["bfloat16"]
+    whole, asked = memory.whole_gb(device), config.max_memory_gb
+    budget, whose = (asked, "--max-memory") if asked is not None and asked <= whole else (whole, "this machine's")
+    for dtype in dtypes[:-1]:
+        with contextlib.suppress(InputError):
+            return memory.plan(sizes, (svd.KIND, sv3d.KIND), dtype, budget, processor)
+    return memory.plan(sizes, (svd.KIND, sv3d.KIND), dtypes[-1], round(budget, 1), processor, whose)
+
+
+def usable(name: str) -> torch.device:
+    """The device of that name; an `InputError` where this machine, or this torch, has none."""
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"no device {name!r} here ({str(error).splitlines()[0]}); without one, use cpu") from error
+    return device
 
 
 def found(folder: Path, names: tuple[str, ...]) -> Path:
@@ -101,12 +136,13 @@ def family(
 ) -> Family:
     """Two loaded priors as the family that methods talk to."""
     config = config or FullSizeConfig()
-    shelf = Shelf(torch.device(config.device), (video.unet, multiview.unet) if settings.resident else ())
+    device = torch.device(config.device)
+    shelf = Shelf(device, (video.unet, multiview.unet) if settings.resident else ())
     video, multiview = replace(video, fetch=shelf.fetch), replace(multiview, fetch=shelf.fetch)
     if config.channels_last:
         for model in (video, multiview):
             channels_last(model.unet)
-    unets = [_fetched(model, config.compiled) for model in (video, multiview)]
+    unets = [_fetched(model, settings.sequences if config.compiled else 0) for model in (video, multiview)]
 
     def encode(premultiplied: Float[Tensor, "b 4 height width"]) -> Float[Tensor, "b c h w"]:
         return stable.encode(video, stable.on_white(premultiplied.float())).to(premultiplied.device)
@@ -115,14 +151,18 @@ def family(
         # A clip of one picture has no time: it is decoded as SV3D's own. Clips leave the device one by one.
         model = multiview if latents.shape[1] == 1 else video
         shelf.clear()
-        clips = [cut_out(stable.decode(model, clip, settings.window), matte).to(latents.device) for clip in latents]
-        return torch.stack(clips)
+        pictures = torch.empty(*latents.shape[:2], 4, sizes.resolution, sizes.resolution, device=latents.device)
+        for clip, made in zip(latents, pictures, strict=True):
+            made.copy_(cut_out(stable.decode(model, clip, settings.window), matte))
+        return pictures
 
     side = memory.latent_side(sizes)
+    latent_shape = (sizes.unet.channels, side, side)
+    cells = settings.sequences * sizes.frames  # pictures at a time: as many as clips of them have
     return Family(
         name="svd-sv3d",
         resolution=sizes.resolution,
-        latent_shape=(sizes.unet.channels, side, side),
+        latent_shape=latent_shape,
         views=sizes.views,
         frames=sizes.frames,
         sigma_min=SIGMA_MIN,
@@ -131,41 +171,72 @@ def family(
         decode=decode,
         video=svd.video_prior(video, unets[0], config.svd, settings.sequences),
         multiview=sv3d.multiview_prior(multiview, unets[1], config.sv3d, settings.sequences),
+        image=svd.image_prior(video, unets[0], config.svd, cells, latent_shape),
+        running=Running(str(settings), settings.predicted_gb, lambda: memory.peak_gb(device)),
     )
 
 
-def _fetched(model: Stable, compiled: bool) -> Unet:
-    """The model's UNet, brought to the device at each call (at once where it is there already)."""
-    run = torch.compile(model.unet, dynamic=False) if compiled else model.unet
+def _fetched(model: Stable, compiled: int = 0) -> Unet:
+    """The model's UNet, brought to the device at each call (at once where it is there already).
 
-    def unet(*inputs) -> Tensor:
+    Compiled, if at all, for passes over so many moving clips. What is left over runs as it is: compiling for each
+    shape that a few passes have would take longer than they do.
+    """
+    fast = torch.compile(model.unet, dynamic=False) if compiled else model.unet
+
+    def unet(x: Float[Tensor, "clip frame c h w"], noise_level: Float[Tensor, " clip"], condition: Condition) -> Tensor:
         model.fetch(model.unet)
-        return run(*inputs)
+        run = fast if condition.moving and len(x) == compiled else model.unet
+        return run(x, noise_level, condition)
 
     return unet
 
 
 class Shelf:
-    """Keeps networks in main memory and brings one to the device when it is used; those of `staying` stay there."""
+    """Keeps networks in main memory and brings one to the device when it is used; those of `staying` stay there.
+
+    Weights never change, so the copies in main memory are kept, and sending a network back moves nothing.
+    """
 
     def __init__(self, device: torch.device, staying: tuple[nn.Module, ...]):
         self.device = device
         self.staying = staying
-        self.there: list[nn.Module] = []
+        self.there: list[tuple[nn.Module, list[Slot]]] = []  # with what each holds in main memory
 
     def fetch(self, network: nn.Module) -> nn.Module:
-        if self.device.type == "cpu" or any(network is one for one in self.there):
+        if self.device.type == "cpu" or any(network is one for one, _ in self.there):
             return network
-        for other in [one for one in self.there if not any(one is kept for kept in self.staying)]:
+        for other in [one for one, _ in self.there if not any(one is kept for kept in self.staying)]:
             self._back(other)
-        self.there.append(nn.Module.to(network, self.device))
+        kept = [
+            Slot(table, name, tensor, tensor.data)
+            for module in network.modules()
+            for table in (module._parameters, module._buffers)
+            for name, tensor in table.items()
+            if tensor is not None
+        ]
+        nn.Module.to(network, self.device, non_blocking=True)
+        self.there.append((network, kept))
         return network
 
     def clear(self) -> None:
         """Everything back to main memory: what comes next has the device to itself."""
-        for network in list(self.there):
+        for network, _ in list(self.there):
             self._back(network)
 
     def _back(self, network: nn.Module) -> None:
-        nn.Module.to(network, "cpu")
-        self.there = [one for one in self.there if one is not network]
+        for one, kept in self.there:
+            if one is network:
+                for slot in kept:
+                    slot.tensor.data = slot.contents
+                    slot.table[slot.name] = slot.tensor
+        self.there = [(one, kept) for one, kept in self.there if one is not network]
+
+
+class Slot(NamedTuple):
+    """Where a network keeps a tensor, and its contents in main memory."""
+
+    table: dict[str, Any]
+    name: str
+    tensor: Tensor
+    contents: Tensor

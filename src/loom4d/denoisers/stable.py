@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from loom4d.denoisers import unet as unets
 from loom4d.denoisers import vae as vaes
-from loom4d.denoisers.checkpoints import TensorFile, fill, same_names
+from loom4d.denoisers.checkpoints import Part, TensorFile, same_names
 from loom4d.denoisers.clip import ImageTower, TowerConfig, from_transformers
 from loom4d.denoisers.family import Guidance
 from loom4d.denoisers.unet import ClipUNet, Condition, Stock, UNetConfig
@@ -81,30 +81,38 @@ def load(path: Path, kind: Kind, sizes: Sizes | None = None, dtype: torch.dtype 
     """A prior from its original file, or from a folder in diffusers' layout (unet, vae, image_encoder).
 
     The UNet and the tower are kept in `dtype`, encoders always in float32 (as the originals run them), and the decoder
-    in float16 where `dtype` has 16 bits: bfloat16 would show as bands.
+    in float16 where `dtype` has 16 bits: bfloat16 would show as bands. Anything missing, unknown or misshapen is an
+    `InputError` of one line that names it.
     """
+    return opened(path, kind, sizes, dtype)()
+
+
+def opened(
+    path: Path, kind: Kind, sizes: Sizes | None = None, dtype: torch.dtype = torch.float32
+) -> Callable[[], Stable]:
+    """`load` in two steps: all that the headers can say is checked at once, and the result of this does the reading."""
     sizes = sizes or Sizes()
     sizes = replace(sizes, unet=replace(sizes.unet, vector_width=kind.vector_width))
     stock = unets.stock_unet(sizes.unet)
     with torch.device("meta"):
         tower = ImageTower(sizes.tower)
     vae = kind.build_vae(sizes.vae)
-    of_vae = _vae_dtypes(dtype)
-    encoder = None
+    encoder = vaes.lone_encoder(sizes.vae) if kind.own_encoder and not path.is_dir() else None
     if path.is_dir():
-        _load_diffusers(path, kind, {"unet": (stock, dtype), "vae": (vae, of_vae), "image_encoder": (tower, dtype)})
+        parts = _diffusers_parts(path, kind, dtype, stock, vae, tower)
     else:
-        file = TensorFile(path)
-        _expect(file, kind)
-        fill(stock, file, unets.original_names(sizes.unet), dtype)
-        fill(tower, file, same_names("conditioner.embedders.0.open_clip.model.visual."), dtype)
-        given = f"conditioner.embedders.{kind.embedder}.encoder.encoder."
-        fill(vae, file, vaes.original_names(sizes.vae, given, "first_stage_model.decoder."), of_vae)
-        if kind.own_encoder:
-            encoder = vaes.lone_encoder(sizes.vae)
-            fill(encoder, file, vaes.original_names(sizes.vae, "first_stage_model.encoder.", None))
-        file.refuse_unknown((TEXT_SIDE, UNUSED_DECODER))
-    return Stable(kind.name, ClipUNet(stock, sizes.unet), tower, vae, encoder)
+        parts = _original_parts(path, kind, sizes, dtype, (stock, vae, tower, encoder))
+    for part in parts:
+        part.claim()
+    for part in parts:
+        part.file.refuse_unknown((TEXT_SIDE, UNUSED_DECODER, POSITION_IDS))
+
+    def read() -> Stable:
+        for part in parts:
+            part.fill()
+        return Stable(kind.name, ClipUNet(stock, sizes.unet), tower, vae, encoder)
+
+    return read
 
 
 def decoder_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -112,18 +120,45 @@ def decoder_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype == torch.float32 else torch.float16
 
 
+def _original_parts(
+    path: Path, kind: Kind, sizes: Sizes, dtype: torch.dtype, networks: tuple[Stock, Stock, ImageTower, Stock | None]
+) -> list[Part]:
+    """The networks (UNet, autoencoder, tower, lone encoder) in one file with the originals' names."""
+    stock, vae, tower, encoder = networks
+    file = TensorFile(path)
+    _expect(file, kind)
+    given = f"conditioner.embedders.{kind.embedder}.encoder.encoder."
+    of_vae = vaes.original_names(sizes.vae, given, "first_stage_model.decoder.")
+    parts = [
+        Part(stock, file, unets.original_names(sizes.unet), _all_in(dtype)),
+        Part(tower, file, same_names("conditioner.embedders.0.open_clip.model.visual."), _all_in(dtype)),
+        Part(vae, file, of_vae, _vae_dtypes(dtype)),
+    ]
+    if encoder is not None:
+        names = vaes.original_names(sizes.vae, "first_stage_model.encoder.", None)
+        parts.append(Part(encoder, file, names, _all_in(torch.float32)))
+    return parts
+
+
+def _diffusers_parts(
+    folder: Path, kind: Kind, dtype: torch.dtype, stock: Stock, vae: Stock, tower: ImageTower
+) -> list[Part]:
+    """The networks in three files with diffusers' and transformers' names."""
+    of_unet, of_vae, of_tower = (TensorFile(_weights_in(folder / part)) for part in ("unet", "vae", "image_encoder"))
+    _expect(of_unet, kind, "add_embedding.linear_1.weight")
+    return [
+        Part(stock, of_unet, same_names(), _all_in(dtype)),
+        Part(vae, of_vae, same_names(), _vae_dtypes(dtype)),
+        Part(tower, of_tower, from_transformers, _all_in(dtype)),
+    ]
+
+
+def _all_in(dtype: torch.dtype) -> Callable[[str], torch.dtype]:
+    return lambda name: dtype
+
+
 def _vae_dtypes(dtype: torch.dtype) -> Callable[[str], torch.dtype]:
     return lambda name: decoder_dtype(dtype) if name.startswith(("decoder.", "post_quant_conv.")) else torch.float32
-
-
-def _load_diffusers(folder: Path, kind: Kind, parts: dict[str, tuple[nn.Module, Any]]) -> None:
-    for part, (network, dtype) in parts.items():
-        file = TensorFile(_weights_in(folder / part))
-        if part == "unet":
-            _expect(file, kind, "add_embedding.linear_1.weight")
-        origins = from_transformers if part == "image_encoder" else same_names()
-        fill(network, file, origins, dtype)
-        file.refuse_unknown((POSITION_IDS,) if part == "image_encoder" else ())
 
 
 def _weights_in(folder: Path) -> Path:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loom4d.denoisers import vae as vaes
-from loom4d.denoisers.family import Guidance, MultiviewPrior
+from loom4d.denoisers.family import CrossingClip, Guidance, MultiviewPrior
 from loom4d.denoisers.stable import (
     ANGLE_WIDTH,
     SCALAR_WIDTH,
@@ -68,7 +68,10 @@ def multiview_prior(model: Stable, unet: Unet, config: SV3DConfig, sequences: in
         azimuths_deg: Float[Tensor, " view"],
         elevations_deg: Float[Tensor, " view"],
         guidance: Guidance,
+        crossing: CrossingClip | None = None,
     ) -> Denoiser:
+        if crossing is not None:
+            raise ValueError("SV3D cannot be told a crossing clip")
         order, azimuths = orbit_order(azimuths_deg)
         told = repeated(vector(config, azimuths, elevations_deg[order].float()), len(pictures))
         given, null = conditions(model, pictures, told, config.noise)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loom4d.denoisers import vae as vaes
-from loom4d.denoisers.family import Guidance, VideoPrior
+from loom4d.denoisers.family import CrossingClip, Guidance, ImagePrior, VideoPrior
 from loom4d.denoisers.stable import (
     SCALAR_WIDTH,
     Kind,
@@ -18,9 +19,11 @@ from loom4d.denoisers.stable import (
     Stable,
     Unet,
     conditions,
+    embed,
     guided_denoiser,
     in_order,
     load,
+    on_white,
     repeated,
     sinusoids,
 )
@@ -63,7 +66,10 @@ def video_prior(model: Stable, unet: Unet, config: SVDConfig, sequences: int) ->
         times: Float[Tensor, " frame"],
         given_frame: int,
         guidance: Guidance,
+        crossing: CrossingClip | None = None,
     ) -> Denoiser:
+        if crossing is not None:
+            raise ValueError("SVD cannot be told a crossing clip")
         frames = len(times)
         if given_frame % frames not in (0, frames - 1):
             raise InputError(f"SVD is given its first or its last frame; frame {given_frame} of {frames} is neither")
@@ -72,5 +78,36 @@ def video_prior(model: Stable, unet: Unet, config: SVDConfig, sequences: int) ->
         if given_frame % frames == 0:
             return denoise
         return in_order(denoise, torch.arange(frames).flip(0))
+
+    return prior
+
+
+def image_prior(
+    model: Stable, unet: Unet, config: SVDConfig, at_once: int, latent_shape: tuple[int, int, int]
+) -> ImagePrior:
+    """The family's prior of single cells: SVD with its layers over time passed by, `at_once` pictures in one pass.
+
+    A cell is told the given picture's token, what the object is, and no latent: that would say that the cell looks like
+    the given picture in every place, which is true of no other camera.
+    """
+
+    def prior(
+        pictures: Float[Tensor, "clip 4 height width"],
+        azimuths_deg: Float[Tensor, " clip"],
+        elevations_deg: Float[Tensor, " clip"],
+        times: Float[Tensor, " clip"],
+        guidance: Guidance,
+        crossing: CrossingClip | None = None,
+    ) -> Denoiser:
+        if crossing is not None:
+            raise ValueError("SVD cannot be told a crossing clip")
+        fresh = torch.tensor([True, *(not torch.equal(a, b) for a, b in pairwise(pictures))])
+        tokens = embed(model, on_white(pictures[fresh].float()))[fresh.cumsum(0) - 1]  # each picture looked at once
+        nothing, told = torch.zeros(len(pictures), *latent_shape), repeated(vector(config, 1), len(pictures))
+        network = model.fetch(model.unet)
+        with torch.no_grad():
+            given = network.condition(nothing, tokens, told, moving=False)
+            null = network.condition(nothing, torch.zeros_like(tokens), told, moving=False)
+        return guided_denoiser(unet, given, null, guidance, 1, at_once)
 
     return prior

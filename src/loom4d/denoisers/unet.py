@@ -75,6 +75,13 @@ class Known(NamedTuple):
     spatial: Float[Tensor, "clip depth c"]
     temporal: Float[Tensor, "clip depth c"]
 
+    def of(self, clips: slice) -> Known:
+        return Known(self.position, self.spatial[clips], self.temporal[clips])
+
+    def followed_by(self, other: Known) -> Known:
+        spatial, temporal = torch.cat([self.spatial, other.spatial]), torch.cat([self.temporal, other.temporal])
+        return Known(self.position, spatial, temporal)
+
 
 @dataclass(frozen=True)
 class Condition:
@@ -83,21 +90,20 @@ class Condition:
     picture: Float[Tensor, "clip c h w"]  # latent that is concatenated to every noisy picture
     label: Float[Tensor, "clip frame d"]  # the embedded vector, added to the noise level's embedding
     known: tuple[Known, ...]  # one per transformer
+    moving: bool = True  # else the layers over time are passed by: every picture is drawn for itself
 
     def __len__(self) -> int:
         return len(self.picture)
 
     def __getitem__(self, clips: slice) -> Condition:
-        known = tuple(Known(one.position, one.spatial[clips], one.temporal[clips]) for one in self.known)
-        return Condition(self.picture[clips], self.label[clips], known)
+        known = tuple(one.of(clips) for one in self.known)
+        return Condition(self.picture[clips], self.label[clips], known, self.moving)
 
     def followed_by(self, other: Condition) -> Condition:
         """Both batches in one, this one first."""
-        known = tuple(
-            Known(a.position, torch.cat([a.spatial, b.spatial]), torch.cat([a.temporal, b.temporal]))
-            for a, b in zip(self.known, other.known, strict=True)
-        )
-        return Condition(torch.cat([self.picture, other.picture]), torch.cat([self.label, other.label]), known)
+        known = tuple(a.followed_by(b) for a, b in zip(self.known, other.known, strict=True))
+        picture, label = torch.cat([self.picture, other.picture]), torch.cat([self.label, other.label])
+        return Condition(picture, label, known, self.moving)
 
 
 class ClipTransformer(nn.Module):
@@ -123,8 +129,8 @@ class ClipTransformer(nn.Module):
         return Known(self.stock.time_pos_embed(place), *crossed)
 
     def forward(self, hidden_states, encoder_hidden_states, image_only_indicator, return_dict=False) -> tuple[Tensor]:
-        """diffusers' names; `encoder_hidden_states` are the `Known` of all transformers."""
-        stock, known = self.stock, encoder_hidden_states[self.index]
+        """diffusers' names; `encoder_hidden_states` is the clips' `Condition`."""
+        stock, known, moving = self.stock, encoder_hidden_states.known[self.index], encoder_hidden_states.moving
         clips, frames = image_only_indicator.shape
         height, cells = hidden_states.shape[-2], hidden_states.shape[-2] * hidden_states.shape[-1]
         x = rearrange(stock.norm(hidden_states), "p c h w -> p (h w) c")  # (B·F, S, C)
@@ -136,6 +142,8 @@ class ClipTransformer(nn.Module):
             x = x + block.attn1(block.norm1(x))
             x = x + known.spatial[:, depth].repeat_interleave(frames, 0)[:, None]
             x = x + block.ff(block.norm3(x))
+            if not moving:
+                continue
             y = rearrange(x, "(clip frame) s c -> (clip s) frame c", frame=frames) + known.position  # (B·S, F, C)
             y = y + temporal.ff_in(temporal.norm_in(y))
             y = y + temporal.attn1(temporal.norm1(y))
@@ -177,11 +185,12 @@ class ClipUNet(nn.Module):
         picture: Float[Tensor, "clip c h w"],
         token: Float[Tensor, "clip token"],
         vector: Float[Tensor, "clip frame vector"],
+        moving: bool = True,
     ) -> Condition:
-        """Everything that does not change from step to step."""
+        """Everything that does not change from step to step; without `moving`, pictures know nothing of each other."""
         picture, token, vector = (part.to(self.device, self.dtype) for part in (picture, token, vector))
         known = tuple(transformer.know(token, vector.shape[1]) for transformer in self.transformers)
-        return Condition(picture, self.stock.add_embedding(vector), known)
+        return Condition(picture, self.stock.add_embedding(vector), known, moving)
 
     def forward(
         self, x: Float[Tensor, "clip frame c h w"], noise_level: Float[Tensor, " clip"], condition: Condition
@@ -192,9 +201,9 @@ class ClipUNet(nn.Module):
         noise = stock.time_embedding(stock.time_proj(noise_level).to(x.dtype))  # (B, D)
         told = {
             "temb": rearrange(noise[:, None] + condition.label, "clip frame d -> (clip frame) d"),
-            "image_only_indicator": x.new_zeros(x.shape[:2]),  # every clip moves
+            "image_only_indicator": x.new_full(x.shape[:2], 0.0 if condition.moving else 1.0),
         }
-        knowing = told | {"encoder_hidden_states": condition.known}
+        knowing = told | {"encoder_hidden_states": condition}
         skips = [hidden]
         for block in stock.down_blocks:
             hidden, more = block(hidden, **(knowing if hasattr(block, "attentions") else told))

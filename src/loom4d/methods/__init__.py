@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from loom4d.methods import diffusion_squared
@@ -15,6 +15,11 @@ class Method:
 
     imagine: Callable[..., Any]  # (given, family, config, memory) -> Work[ImageGrid]
     presets: dict[str, Callable[[int], Any]]
+    defaults: dict[str, str] = field(default_factory=dict)  # family -> the preset that "default" means with it
+
+    def meant(self, preset: str, family: str) -> str:
+        """The preset that a name stands for with these priors."""
+        return self.defaults.get(family, preset) if preset == "default" else preset
 
 
 def seeded(presets: dict[str, Callable[[], Any]]) -> dict[str, Callable[[int], Any]]:
@@ -27,5 +32,8 @@ def seeded(presets: dict[str, Callable[[], Any]]) -> dict[str, Callable[[int], A
 
 
 METHODS: dict[str, Method] = {
-    "diffusion-squared": Method(diffusion_squared.imagine, seeded(diffusion_squared.PRESETS)),
+    # Ours was chosen on the built-in priors; full-size ones are run as they were published.
+    "diffusion-squared": Method(
+        diffusion_squared.imagine, seeded(diffusion_squared.PRESETS), defaults={"svd-sv3d": "paper"}
+    ),
 }
