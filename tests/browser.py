@@ -136,10 +136,10 @@ class Browser:
         while not self.loaded:
             self._receive()
 
-    def wait(self, script: str, seconds: float = 60) -> Any:
-        """The first value of an expression in the page that is true."""
+    def wait(self, script: str, seconds: float = 120) -> Any:
+        """The first value of an expression in the page that is true; of an element, that it is there."""
         end = time.monotonic() + seconds
-        while not (value := self.run(script)):
+        while not (value := self.run(f"((found) => found instanceof Node || found)({script})")):
             if time.monotonic() > end:
                 raise TimeoutError(f"never true: {script}\n{self.console}\n{self.run('document.body.innerText')}")
             time.sleep(0.1)

@@ -225,7 +225,7 @@ def zipped_bytes() -> bytes:
         (zipped_bytes(), 415, "can be taken"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", 415, "can be taken"),
         (picture()[:90], 422, "damaged"),
-        (bomb(), 422, "megapixels"),
+        (bomb(), 422, "too large"),
         (animated(9), 422, "seconds"),
         (animated(13), 422, "frames"),
         (picture((70, 70)), 422, "megapixels"),

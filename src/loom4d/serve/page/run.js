@@ -6,6 +6,7 @@ import { Growing, Loom } from "./loom.js";
 const STAGES = {
   sources: "Cut out", column: "All sides", row: "All moments", grid: "The grid", fit: "Fit in 3D", orbit: "Film", viewer: "Page",
 };
+const ENDS = ["sources", "fit", "orbit", "viewer"];  // of every method
 const SILENT = ["imagine"];  // the end of the method's stages: nothing of its own to see
 
 export async function run(main, id, offered) {
@@ -177,7 +178,7 @@ class RunPage {
 
   progressed(event) {
     if (this.job.state !== "running") return;
-    const names = Object.keys(this.stages).filter((name) => !SILENT.includes(name));
+    const names = this.names();
     const here = names.indexOf(event.stage);
     this.rail.replaceChildren(...names.map((name, place) => {
       const at = this.at[name], done = place < here, now = place === here;
@@ -191,13 +192,17 @@ class RunPage {
     this.left.textContent = this.job.estimate.seconds === null || seconds === null ? "" : `about ${duration(Math.max(1, seconds))} left`;
   }
 
+  /** All stages in order: the method's own lie between the first and the last three, as far as they are known. */
+  names() {
+    const own = Object.keys(this.stages).filter((name) => !ENDS.includes(name) && !SILENT.includes(name));
+    return [ENDS[0], ...own, ...ENDS.slice(1)];
+  }
+
   /** Seconds left by the estimate of each stage; the one under way counts by its steps. */
   remaining(stage) {
-    const names = Object.keys(this.stages), here = names.indexOf(stage);
-    if (here < 0) return null;
-    const at = this.at[stage];
+    const names = this.names(), here = names.indexOf(stage), at = this.at[stage];
     const share = at ? 1 - at.step / at.total : 0.5;
-    return names.slice(here + 1).reduce((sum, name) => sum + this.stages[name], this.stages[stage] * share);
+    return names.slice(here + 1).reduce((sum, name) => sum + (this.stages[name] || 0), (this.stages[stage] || 0) * share);
   }
 
   // --- done ---

@@ -1,0 +1,175 @@
+"""The web app in a real browser: a file goes in, the run is watched, the asset is played and taken home."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from browser import Browser, chromium
+from loom4d.serve.settings import Settings
+from serve_tiny import write_checkpoints
+from serving import Served, free_port
+from test_serve import picture
+
+pytestmark = pytest.mark.skipif(chromium() is None, reason="no Chromium on this machine")
+
+HOSTILE = "<img src=x onerror=alert(1)>\u202e.png"
+UNNAMED = """[...document.querySelectorAll("button, a, input, select, iframe, progress, canvas, img")]
+    .filter((one) => !(one.getAttribute("aria-label") || one.title || one.textContent).trim() && !one.labels?.length
+        && one.getAttribute("alt") === null).map((one) => one.outerHTML)"""
+FAULTS = ("Content Security Policy", "exception", "Refused to", "violates")
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("serve")
+    server = Served(
+        Settings(
+            folder=folder / "data",
+            port=free_port(),
+            checkpoints=write_checkpoints(folder),
+            extensions=("serve_tiny",),
+            trials=False,
+        )
+    )
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="module")
+def browser(served):
+    with Browser(1100, 800) as browser:
+        yield browser
+        assert [line for line in browser.console if any(fault in line for fault in FAULTS)] == []
+        others = [url for url in browser.requests if not url.startswith((served.address, "data:", "blob:", "about:"))]
+        assert others == []
+
+
+def choose(browser: Browser, quality: str = "tiny", preset: str = "quick") -> None:
+    for group, value in (("method", "tiny"), ("preset", preset), ("quality", quality)):
+        browser.run(f"document.querySelector('input[name={group}][value={value}]').click()")
+
+
+def weave(browser: Browser) -> str:
+    browser.wait("!document.querySelector('.go button').disabled")
+    browser.run("document.querySelector('.go button').click()")
+    browser.wait("location.pathname.startsWith('/jobs/') && document.querySelector('.badge')")
+    return str(browser.run("location.pathname.split('/')[2]"))
+
+
+def give(browser: Browser, served: Served, file: Path) -> None:
+    browser.visit(served.address)
+    browser.wait("document.querySelector('#file')")
+    browser.choose_file("#file", file)
+
+
+def badge(browser: Browser, text: str) -> None:
+    browser.wait(f"document.querySelector('.badge')?.textContent === {json.dumps(text)}", 120)
+
+
+def test_a_file_becomes_an_asset_that_plays_and_can_be_taken_home(served, browser, tmp_path):
+    wrong = tmp_path / "wrong.png"
+    wrong.write_text("<svg onload='alert(1)'/> this is no picture")
+    give(browser, served, wrong)
+    browser.wait("document.querySelector('.drop .wrong').textContent.includes('can be taken')")
+
+    file = tmp_path / HOSTILE
+    file.write_bytes(picture((60, 60)))
+    browser.choose_file("#file", file)
+    browser.wait("document.querySelector('.seen .film') && !document.querySelector('.seen[aria-busy]')")
+    assert browser.run("document.querySelector('.bench h2').textContent") == HOSTILE.replace("\u202e", "")
+    assert browser.run("document.querySelectorAll('img[onerror]').length") == 0
+    assert browser.run("document.querySelectorAll('.seen img').length") == 2 and browser.run(UNNAMED) == []
+    address = browser.run("location.href")
+    browser.visit(address)  # the tab was closed and opened again
+    browser.wait("document.querySelector('.seen .film')")
+
+    choose(browser)
+    job = weave(browser)
+    browser.wait("document.querySelector('iframe.viewer')", 120)
+    assert browser.run(UNNAMED) == []
+    browser.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path / "downloads"))
+    browser.run("document.querySelector('[aria-label=\"Make splatv\"]').click()")
+    browser.wait("document.querySelector('[aria-label=\"Download splatv\"]')", 120)
+    browser.run("document.querySelector('[aria-label=\"Download splatv\"]').click()")
+    served.until(lambda: list((tmp_path / "downloads").glob("*.splatv")), 60)
+    written = served.settings.exports(job) / "splatv.splatv"
+    taken = next((tmp_path / "downloads").glob("*.splatv"))
+    served.until(lambda: taken.exists() and taken.read_bytes() == written.read_bytes(), 30)
+
+    for width in (390, 1100):
+        browser.resize(width, 844, phone=width < 500)
+        assert browser.run("document.documentElement.scrollWidth") == width
+    # The run's own page plays, and may neither ask this server nor read its cookies.
+    browser.visit(f"{served.address}api/jobs/{job}/viewer")
+    browser.run("loom4d.ready.then(() => 1)")
+    assert browser.run("loom4d.render({azimuth: 30, elevation: 10, time: 0, size: 32})").startswith("data:image/png")
+    assert browser.run("origin") == "null"
+    assert browser.run("fetch('/api/jobs').then(() => 'read', () => 'refused')") == "refused"
+    browser.console.clear()  # the refusal was said there
+
+
+def test_two_runs_at_once_are_stopped_continued_and_deleted(served, browser, tmp_path):
+    (tmp_path / "thing.png").write_bytes(picture())
+    give(browser, served, tmp_path / "thing.png")
+    browser.wait("document.querySelector('.seen .film')")
+    choose(browser, quality="long")
+    first = weave(browser)
+    upload = served.ask("GET", f"/api/jobs/{first}")["upload"]
+    body = {"upload": upload, "method": "tiny", "preset": "quick", "quality": "tiny"}
+    second = served.ask("POST", "/api/jobs", body)["id"]
+    browser.wait("document.querySelector('.rail .now')?.textContent.includes('Fit')", 120)
+    assert served.state(second) == "queued"
+    browser.visit(browser.run("location.href"))  # reloaded: the past is told again
+    browser.wait("document.querySelector('.rail .now progress')?.value > 0")
+    assert browser.run("document.querySelectorAll('.rail .past').length") >= 2
+    browser.run("[...document.querySelectorAll('header button')].find((one) => one.textContent === 'Stop').click()")
+    badge(browser, "stopped")
+    served.until(lambda: served.state(second) == "done")
+    browser.run("[...document.querySelectorAll('header button')].find((one) => one.textContent === 'Go on').click()")
+    badge(browser, "under way")
+    served.ask("POST", f"/api/jobs/{first}/cancel")
+    badge(browser, "stopped")
+
+    browser.resize(390, 844, phone=True)
+    browser.visit(served.address)
+    browser.wait("document.querySelectorAll('.run').length >= 2")
+    assert browser.run("document.documentElement.scrollWidth") == 390
+    delete = f"document.querySelector('a[href=\"/jobs/{first}\"]').parentElement.querySelector('button')"
+    browser.run(f"{delete}.click()")
+    assert browser.run(f"{delete}.textContent") == "Delete for good?"
+    browser.run(f"{delete}.click()")
+    browser.wait(f"!document.querySelector('a[href=\"/jobs/{first}\"]')")
+    assert served.reply("GET", f"/api/jobs/{first}")[0] == 404
+    browser.resize(1100, 800)
+
+
+def test_a_page_outlives_its_server(served, browser, tmp_path):
+    (tmp_path / "thing.png").write_bytes(picture())
+    give(browser, served, tmp_path / "thing.png")
+    browser.wait("document.querySelector('.seen .film')")
+    choose(browser, preset="slow")
+    weave(browser)
+    browser.wait("document.querySelector('.rail .now')?.textContent.includes('grid')", 120)
+    children = served.children()
+    served.kill()
+    browser.wait("document.querySelector('main').textContent.includes('The server is not there')")
+    served.until(lambda: not set(children) & set(served.children()), 60)
+    served.start()
+    browser.wait("document.querySelector('iframe.viewer')", 240)
+    badge(browser, "done")
+    assert not browser.run("document.querySelector('main').textContent.includes('The server is not there')")
+
+
+def test_what_is_chosen_with_the_keyboard(served, browser):
+    browser.visit(served.address)
+    browser.wait("document.querySelector('#file')")
+    seen = []
+    for _ in range(4):
+        browser.press("Tab")
+        seen.append(browser.run("document.activeElement.id || document.activeElement.className"))
+    assert "file" in seen, seen
+    assert browser.run("getComputedStyle(document.querySelector('.drop'))?.borderRadius") != "0px"
