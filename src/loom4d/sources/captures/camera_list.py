@@ -91,11 +91,13 @@ def _camera(facts: dict[str, Any], picture: Path, where: str) -> Cameras:
 
 def _intrinsics(facts: dict[str, Any], picture: Path, where: str) -> Float[Tensor, "3 3"]:
     """From a vertical field of view, or from pixels of the picture's own size."""
-    height, width = file_size(picture)
+    height, width = (float(side) for side in file_size(picture))
     if "fx" in facts or "fy" in facts:
         fx = number(where, facts.get("fx", facts.get("fy")))
         centre = (number(where, facts.get("cx", width / 2)), number(where, facts.get("cy", height / 2)))
-        return checked_lens(where, fx, number(where, facts.get("fy", fx)), *centre, width, height).intrinsics()
+        return checked_lens(
+            where, fx, number(where, facts.get("fy", fx)), *centre, float(width), float(height)
+        ).intrinsics()
     fov = number(where, facts.get("fov_deg", FOV_DEG))
     if not 0 < fov < 180:
         raise InputError(f"{where}: fov_deg is {fov:g}; it lies between 0 and 180")
