@@ -42,6 +42,8 @@ def served(tmp_path_factory):
 @pytest.fixture(scope="module")
 def browser(served):
     with Browser(1100, 800) as browser:
+        still = [{"name": "prefers-reduced-motion", "value": "reduce"}]  # drawing films in software takes its time
+        browser.call("Emulation.setEmulatedMedia", features=still)
         yield browser
         assert [line for line in browser.console if any(fault in line for fault in FAULTS)] == []
         others = [url for url in browser.requests if not url.startswith((served.address, "data:", "blob:", "about:"))]

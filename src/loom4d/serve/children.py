@@ -160,6 +160,7 @@ class Children:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
+                env={"OMP_WAIT_POLICY": "passive", **os.environ},  # threads that wait leave the cores to the server
                 start_new_session=True,  # a terminal's Ctrl-C is for the server alone
             )
         self.link = ours

@@ -248,9 +248,10 @@ class RunPage {
   exported(format, { state, error = "", bytes = 0 }) {
     const row = this.fileRows.get(format);
     if (!row) return;
-    const make = (label) => h("button", { type: "button", "aria-label": `${label} ${format}`, onclick: async () => {
+    const make = (label) => h("button", { type: "button", "aria-label": `${label} ${format}`, onclick: async (event) => {
+      event.target.disabled = true;
       try {
-        this.exported(format, await ask(`/api/jobs/${this.job.id}/exports/${format}`, "POST"));
+        await ask(`/api/jobs/${this.job.id}/exports/${format}`, "POST");  // the stream tells how it goes on
       } catch (reason) {
         this.exported(format, { state: "failed", error: reason.message });
       }
