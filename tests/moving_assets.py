@@ -7,6 +7,7 @@ import math
 import torch
 
 from loom4d.gaussians.gaussians import Gaussians, rotations, sh_of
+from loom4d.gaussians.motion.controlled import Controlled
 from loom4d.gaussians.motion.spacetime import Spacetime
 
 
@@ -112,5 +113,42 @@ class Swinging:
     def rates() -> dict[str, float]:
         return {}
 
+    @staticmethod
+    def point_fields() -> tuple[str, ...]:
+        return ()
+
+    def split(self, chosen: torch.Tensor, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        return {}
+
     def penalty(self) -> torch.Tensor:
         return torch.zeros(())
+
+
+def bending(points: int = 500, keys: int = 5, seed: int = 0) -> Controlled:
+    """A sausage along y on seven control points that bends to both sides and rises: keys turn and shift together."""
+    draw = torch.Generator().manual_seed(seed)
+    around = 2 * math.pi * torch.rand(points, generator=draw)
+    height = torch.rand(points, generator=draw) * 0.9 - 0.45
+    ring = 0.14 * (1 - (height / 0.52) ** 4).clamp_min(0).sqrt()
+    means = torch.stack([ring * around.sin(), height, ring * around.cos()], -1)
+    joints = torch.stack([torch.zeros(7), torch.linspace(-0.45, 0.45, 7), torch.zeros(7)], -1)
+    phase = torch.linspace(0, 2 * math.pi, keys)
+    angle = 1.1 * phase.sin()[:, None] * (joints[:, 1] + 0.45)  # (key, joint), about z, growing upwards
+    arm = torch.stack([-angle.sin(), angle.cos(), torch.zeros_like(angle)], -1) * 0.15
+    places = torch.cat([torch.zeros(keys, 1, 3), arm[:, :-1].cumsum(1)], 1) + joints[0]
+    places[..., 1] += 0.05 * phase.cos()[:, None]
+    turns = torch.stack([(angle / 2).cos(), 0 * angle, 0 * angle, (angle / 2).sin()], -1)
+    return Controlled(
+        means=means,
+        quaternions=torch.randn(points, 4, generator=draw),
+        log_scales=torch.full((points, 3), math.log(0.035)),
+        opacity_logits=torch.full((points,), 3.0),
+        colours=sh_of((0.5 + torch.stack([2 * means[:, 0], means[:, 1], 2 * means[:, 2]], -1)).clamp(0, 1)),
+        bones=torch.cdist(means, joints).topk(4, largest=False).indices,
+        points=joints,
+        log_radii=torch.full((7,), math.log(0.12)),
+        edges=torch.cdist(joints, joints).topk(3, largest=False).indices[:, 1:],
+        shifts=places - joints,
+        turns=turns,
+        keys=torch.linspace(0.5, 1.5, keys).tolist(),
+    )

@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 from io import BytesIO
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -15,9 +16,10 @@ from browser import Browser, chromium
 from loom4d.cameras import orbit, turntable
 from loom4d.gaussians.rasterize import RasterOptions, rasterize
 from loom4d.grid import ImageGrid, straight
-from loom4d.viewer.page import write_page
-from moving_assets import Swinging, spacetime_asset
+from loom4d.viewer.page import on_gaussians, write_page
+from moving_assets import Swinging, bending, spacetime_asset
 
+SETTLED = "new Promise((done) => requestAnimationFrame(done)).then(() => loom4d.viewer.settled())"
 needs_browser = pytest.mark.skipif(chromium() is None, reason="no Chromium on this machine")
 
 
@@ -37,7 +39,7 @@ def test_a_page_is_one_file_that_names_no_other(tmp_path):
     assert size.page == len(page.encode()) and size.gaussians <= 100 and size.motion == "spacetime"
     assert size.code < 80_000
     assert not re.search(r"(?:https?:)?//[\w.-]+\.\w+/", page.split('id="data"')[0])
-    assert "<b>" not in page and page.count("</script>") == 3
+    assert "<b>" not in page and page.count("</script>") == 4
     header = json.loads(re.search(r'id="header">(.*?)</script>', page).group(1))
     assert header["title"] == '<b>"x" & </script>' and len(header["grid"]["azimuths"]) == 2
     assert "default-src 'none'" in page and "unsafe-inline" not in page
@@ -54,8 +56,8 @@ def test_the_same_asset_gives_the_same_page(tmp_path):
 @needs_browser
 @pytest.mark.parametrize(
     "asset",
-    [spacetime_asset(), spacetime_asset(200, harmonics=3, degree=3), Swinging()],
-    ids=["spacetime", "spacetime with time harmonics", "baked"],
+    [spacetime_asset(), spacetime_asset(200, harmonics=3, degree=3), bending(), Swinging()],
+    ids=["spacetime", "spacetime with time harmonics", "controlled", "baked"],
 )
 def test_the_picture_is_the_rasterisers(asset, tmp_path):
     write_page(asset, tmp_path / "viewer.html", grid=grid_of(asset, 2, 2, 48))
@@ -91,7 +93,7 @@ def test_hands_keys_and_buttons_move_the_view(tmp_path):
         browser.open(tmp_path / "viewer.html", "#time=1.0&azimuth=40")
         browser.run("loom4d.ready.then(() => 1)")
         state = lambda: browser.run("({...loom4d.viewer.camera, time: loom4d.viewer.time, on: loom4d.viewer.playing})")  # noqa: E731
-        frame = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
+        frame = SETTLED
         first = state()
         assert first["azimuth"] == 40 and first["time"] == 1.0 and not first["on"]
         browser.press("ArrowRight")
@@ -116,7 +118,7 @@ def test_hands_keys_and_buttons_move_the_view(tmp_path):
         assert browser.run("loom4d.viewer.mode") == "depth" and not browser.run("legend.hidden")
         browser.press("m")
         browser.run(frame)
-        assert browser.run("loom4d.viewer.fastest") > 0.01
+        assert browser.run("loom4d.viewer.shown.frame.largest") > 0.01
         # the third row, last column of the grid: seen from azimuth 180 at the end
         browser.run("""(() => { const box = sheet.getBoundingClientRect(), button = sheet.querySelector("button");
             const at = {clientX: box.left + 0.9 * box.width, clientY: box.top + 0.6 * box.height, bubbles: true};
@@ -129,6 +131,76 @@ def test_hands_keys_and_buttons_move_the_view(tmp_path):
         browser.run(frame)
         assert browser.run("document.documentElement.scrollWidth") == 390
         assert browser.run("view.clientWidth") == 390 and browser.run("view.clientHeight") >= 300
+    assert browser.console == []
+
+
+@needs_browser
+def test_every_picture_is_of_one_moment_and_sorted_for_it(tmp_path):
+    """While a worker moves and sorts, what is on the page is the picture that this thread draws for the same state."""
+    asset = bending()
+    write_page(asset, tmp_path / "viewer.html", grid=grid_of(asset, 2, 2, 48))
+    with Browser(760, 300) as browser:
+        browser.open(tmp_path / "viewer.html", "#time=0.5&azimuth=40")
+        browser.run("loom4d.ready.then(() => 1)")
+        assert browser.run("loom4d.viewer.worker !== null")
+        for azimuth, time in ((40, 0.5), (130, 0.9), (250, 1.4)):
+            browser.run(f"""(Object.assign(loom4d.viewer, {{time: {time}, dirty: true}}),
+                Object.assign(loom4d.viewer.camera, {{azimuth: {azimuth}}}), 1)""")
+            browser.run(SETTLED)
+            assert browser.run("loom4d.viewer.filled === loom4d.viewer.worker")
+            size = browser.run("[view.width, view.height]")
+            shot = pixels(browser.screenshot(x=0, y=0, width=size[0], height=size[1]))
+            browser.run("loom4d.viewer.draw()")
+            drawn = pixels(browser.screenshot(x=0, y=0, width=size[0], height=size[1]))
+            browser.run("loom4d.viewer.dirty = true, loom4d.viewer.settled()")
+            assert psnr(shot, drawn) > 60 and psnr(shot, torch.full_like(shot, shot.mean())) < 30
+        browser.run("""(loom4d.viewer.worker.onerror(new Event("error", {cancelable: true})), 1)""")
+        browser.run(SETTLED)
+        assert browser.run("loom4d.viewer.filled === loom4d.viewer.scene")  # without its worker the page goes on
+    assert browser.console == []
+
+
+@needs_browser
+def test_where_priors_disagree_is_laid_over_the_grid_and_the_asset(tmp_path):
+    asset = bending()
+    grid, field = grid_of(asset, 4, 3, 48), torch.zeros(4, 3, 6, 6)
+    field[:, :, :3] = 1.0  # in the upper half of every picture
+    write_page(asset, tmp_path / "viewer.html", grid=grid, disagreement=field)
+    spot = on_gaussians(asset, grid, field)
+    assert spot[asset.means[:, 1] > 0.2].mean() > 0.8 > 0.2 > spot[asset.means[:, 1] < -0.2].mean()
+    with Browser(900, 640) as browser:
+        browser.open(tmp_path / "viewer.html", "#time=0.5")
+        browser.run("loom4d.ready.then(() => 1)")
+        assert browser.run("[heating.hidden, heat.hidden, heat.naturalWidth, heat.naturalHeight]") == [
+            False,
+            True,
+            18,
+            24,
+        ]
+        browser.run("heated.click()")
+        assert browser.run("heat.clientHeight === grid.clientHeight && heat.clientWidth === grid.clientWidth")
+        assert "disagreement" in browser.run("[...mode.options].map((one) => one.value)")
+    with pytest.raises(ValueError, match="does not belong"):
+        write_page(asset, tmp_path / "other.html", grid=grid, disagreement=field[:2])
+    write_page(asset, tmp_path / "without.html", grid=grid)
+    assert '"heat":null' in (tmp_path / "without.html").read_text()
+
+
+@needs_browser
+def test_a_turn_becomes_a_video(tmp_path):
+    write_page(bending(100), tmp_path / "viewer.html")
+    with Browser(320, 240) as browser:
+        browser.open(tmp_path / "viewer.html", "#time=0.5")
+        browser.run("loom4d.ready.then(() => 1)")
+        before = browser.run("loom4d.viewer.camera.azimuth")
+        data = browser.run("""recorded(loom4d.viewer, "a", 0.6).then(async ([blob, title, suffix]) => [
+            title, suffix, blob.type, btoa(String.fromCharCode(...new Uint8Array(await blob.arrayBuffer())))])""")
+        assert data[:2] == ["a turntable", "webm"]
+        (tmp_path / "turn.webm").write_bytes(base64.b64decode(data[3]))
+        assert browser.run("loom4d.viewer.camera.azimuth") != before and not browser.run("loom4d.viewer.recording")
+    with av.open(str(tmp_path / "turn.webm")) as container:
+        pictures = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert pictures and pictures[-1].shape[1] >= 200 and pictures[-1].std() > 5
     assert browser.console == []
 
 
@@ -153,7 +225,7 @@ def test_other_modes_show_what_they_name(tmp_path):
         assert level["speed"][middle].mean() > level["speed"][18:20, 31:33].mean()
         upper, lower = level["height"][18:22, 30:34].mean(), level["height"][42:46, 30:34].mean()
         assert upper > lower + 0.5
-        assert browser.run("loom4d.viewer.fastest") > 0
+        assert browser.run("loom4d.viewer.shown.frame.largest") > 0
         lose = "(window.x = loom4d.viewer.painter.gl.getExtension('WEBGL_lose_context')).loseContext()"
         frames = "new Promise((done) => setTimeout(done, 300))"
         before = browser.run(place("colour"))

@@ -22,6 +22,7 @@ from loom4d.export.surface import (
     Distance,
     Mesh,
     SurfaceOptions,
+    Views,
     around,
     colours,
     grown,
@@ -61,9 +62,38 @@ class MovingMesh:
         return Mesh(self.vertices[frame], self.faces)
 
 
-def moving_mesh(asset: DynamicGaussians, options: MeshOptions | None = None) -> MovingMesh:
-    """The asset's surface at one instant, moved to all others."""
+@dataclass(frozen=True)
+class Canonical:
+    """The mesh as it is taken from one instant, before it moves."""
+
+    mesh: Mesh
+    views: Views  # of that instant
+    times: list[float]  # seconds of all instants
+    start: int  # which of them the mesh is taken from
+    offset: float  # world units by which the surface was grown to the outlines
+
+
+def moving_mesh(
+    asset: DynamicGaussians, options: MeshOptions | None = None, taken: Canonical | None = None
+) -> MovingMesh:
+    """The asset's surface at one instant, moved to all others. `taken` is that of the same options, if it is there."""
     options = options or MeshOptions()
+    with torch.no_grad():
+        one = taken or canonical_mesh(asset, options)
+        times, start, mesh = one.times, one.start, one.mesh
+        path: list[Tensor] = [mesh.vertices] * len(times)
+        for order in (range(start + 1, len(times)), range(start - 1, -1, -1)):
+            before = start
+            for frame in order:
+                path[frame] = _carried(asset, mesh, path, (times[before], times[frame], times[start]), before)
+                if options.drawn_to_surface:
+                    path[frame] = _drawn(path[frame], mesh, asset.at(times[frame]), one.offset, options.surface)
+                before = frame
+        return MovingMesh(torch.tensor(times), torch.stack(path), mesh.faces, colours(mesh, one.views))
+
+
+def canonical_mesh(asset: DynamicGaussians, options: MeshOptions) -> Canonical:
+    """The asset's surface at one instant: fused depths, cleaned and decimated."""
     times = sample_times(asset.time_range, 1.0, options.frames)
     start = _canonical(asset, times, options)
     with torch.no_grad():
@@ -71,18 +101,8 @@ def moving_mesh(asset: DynamicGaussians, options: MeshOptions | None = None) -> 
         views = look_around(gaussians, options.surface)
         distance = signed_distance(gaussians, views, options.surface)
         offset = outline_offset(distance, views)
-        distance = grown(distance, offset)
-        mesh = decimated(smoothed(without_crumbs(surface_nets(distance))), options.most_faces)
-        shades = colours(mesh, views)
-        path: list[Tensor] = [mesh.vertices] * len(times)
-        for order in (range(start + 1, len(times)), range(start - 1, -1, -1)):
-            before = start
-            for frame in order:
-                path[frame] = _carried(asset, mesh, path, (times[before], times[frame], times[start]), before)
-                if options.drawn_to_surface:
-                    path[frame] = _drawn(path[frame], mesh, asset.at(times[frame]), offset, options.surface)
-                before = frame
-    return MovingMesh(torch.tensor(times), torch.stack(path), mesh.faces, shades)
+        mesh = smoothed(without_crumbs(surface_nets(grown(distance, offset))))
+        return Canonical(decimated(mesh, options.most_faces), views, times, start, offset)
 
 
 def _canonical(asset: DynamicGaussians, times: list[float], options: MeshOptions) -> int:

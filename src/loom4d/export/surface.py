@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from loom4d.cameras import Cameras, look_at, pinhole
@@ -258,20 +258,39 @@ def normals(mesh: Mesh) -> Float[Tensor, "vertex 3"]:
 
 
 def colours(mesh: Mesh, views: Views) -> Float[Tensor, "vertex 3"]:
-    """What the views see at each vertex, those that look straight at it most; grey where none does."""
+    """What the views see at each vertex; where none does, what its neighbours have."""
+    shade, known = seen_colours(mesh.vertices, normals(mesh), views)
+    for _ in range(64):
+        if known.all():
+            break
+        there = known[:, None].to(shade)
+        spread = around(torch.cat([shade * there, there], 1), mesh.faces)
+        share = spread[:, 3:]
+        shade = torch.where(known[:, None], shade, spread[:, :3] / share.clamp_min(1e-6))
+        known = known | (share[:, 0] > 0)
+    return shade
+
+
+def seen_colours(
+    points: Float[Tensor, "point 3"], outward: Float[Tensor, "point 3"], views: Views
+) -> tuple[Float[Tensor, "point 3"], Bool[Tensor, " point"]]:
+    """What the views see at points of a surface, those that look straight at it most; and whether any does."""
     size = views.rendering.alpha.shape[-1]
-    total, weight = torch.full((len(mesh.vertices), 3), 0.5e-3), torch.full((len(mesh.vertices), 1), 1e-3)
-    out = normals(mesh)
-    reach = 0.03 * float((mesh.vertices.amax(0) - mesh.vertices.amin(0)).norm())
+    total, weight = torch.zeros(len(points), 3), torch.zeros(len(points), 1)
+    reach = 0.03 * float((points.amax(0) - points.amin(0)).norm())
     for view in range(len(views.rendering.alpha)):
         camera = views.cameras[view]
-        image, depth = camera.project(mesh.vertices)
+        image, depth = camera.project(points)
         column, row = (image * size).long().clamp(0, size - 1).unbind(-1)
-        alpha = views.rendering.alpha[view, 0, row, column]
-        seen = (views.rendering.median_depth[view, 0, row, column] > depth - reach) & (alpha > SOLID)
-        towards = torch.nn.functional.normalize(camera.positions - mesh.vertices, dim=-1)
-        facing = (out * towards).sum(-1).clamp_min(0) ** 2 * seen
-        rgb = views.rendering.rgb[view, :, row, column] / alpha.clamp_min(SOLID)
-        total += facing[:, None] * rgb.T
-        weight += facing[:, None]
-    return (total / weight).clamp(0, 1)
+        towards = torch.nn.functional.normalize(camera.positions - points, dim=-1)
+        facing = (outward * towards).sum(-1).clamp_min(0) ** 2
+        solid = views.rendering.alpha[view, 0, row, column] > SOLID
+        seen = (views.rendering.median_depth[view, 0, row, column] > depth - reach) & solid & (facing > 0.02)
+        layers = torch.cat([views.rendering.rgb[view], views.rendering.alpha[view]])[None]
+        rgba = torch.nn.functional.grid_sample(
+            layers, image[None, None] * 2 - 1, align_corners=False, padding_mode="border"
+        )[0, :, 0]  # (4, point)
+        total += (facing * seen)[:, None] * (rgba[:3] / rgba[3].clamp_min(SOLID)).T
+        weight += (facing * seen)[:, None]
+    known = weight[:, 0] > 0
+    return torch.where(known[:, None], total / weight.clamp_min(1e-9), torch.full_like(total, 0.5)).clamp(0, 1), known

@@ -1,5 +1,5 @@
 """Dynamic Gaussians in a browser."""
 
-from loom4d.viewer.page import PageSize, write_page
+from loom4d.viewer.page import PageSize, disagreement_of, write_page
 
-__all__ = ["PageSize", "write_page"]
+__all__ = ["PageSize", "disagreement_of", "write_page"]

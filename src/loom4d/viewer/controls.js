@@ -4,10 +4,10 @@ const element = (id) => document.getElementById(id);
 const MODES = { colour: 0, depth: 1, speed: 2 };  // every packed scalar field joins as another 2
 
 class Viewer {
-  constructor(scene, painter, canvas) {
-    const [start, end] = scene.header.times;
-    Object.assign(this, { scene, painter, canvas, start, end });
-    this.first = { ...scene.header.camera, target: [0, 0, 0] };
+  constructor(header, bytes, painter, canvas) {
+    const [start, end] = header.times;
+    Object.assign(this, { header, bytes, painter, canvas, start, end });
+    this.first = { ...header.camera, target: [0, 0, 0] };
     this.camera = { ...this.first, target: [...this.first.target] };
     this.time = start;
     this.direction = 1;
@@ -15,6 +15,7 @@ class Viewer {
     this.pingpong = true;
     this.playing = false;
     this.turntable = false;
+    this.turning = 24;     // degrees a second
     this.mode = "colour";
     this.background = "page";
     this.own = [0.5, 0.6, 0.7];
@@ -22,49 +23,117 @@ class Viewer {
     this.detail = 1;       // drawn pixels per shown pixel: lowered while a slow machine plays
     this.fixed = null;     // [width, height] in canvas pixels where a script set them
     this.dirty = true;
-    this.sorted = "";
+    this.scene = null;     // of this thread, made when a picture is wanted at once
+    this.filled = null;    // whose frame the painter's tables hold: the scene or the worker
+    this.pending = null;   // what the worker was asked for and has not brought yet
+    this.shown = null;     // the last frame and the state it was made for
+    this.waiting = [];
+    this.recording = false;
     this.onframe = () => {};
+    this.worker = this.hire();
+  }
+
+  /** A worker that moves and sorts; null where the browser has none, and this thread does it. */
+  hire() {
+    const source = `${element("scene").textContent}\nserve();`;
+    let worker;
+    try {
+      worker = new Worker(URL.createObjectURL(new Blob([source], { type: "text/javascript" })));
+    } catch {
+      return null;
+    }
+    worker.onerror = (event) => {
+      event.preventDefault();
+      Object.assign(this, { worker: null, pending: null, dirty: true });
+    };
+    worker.onmessage = ({ data }) => {
+      const state = this.pending;
+      this.pending = null;
+      if (this.fixed === null) this.paint(data, state);  // else a script has drawn something else meanwhile
+      if (!this.dirty) this.waiting.splice(0).forEach((done) => done());
+    };
+    worker.postMessage({ header: this.header, bytes: this.bytes });
+    return worker;
+  }
+
+  /** Resolves when what is seen is what was last asked for. */
+  settled() {
+    if (!this.dirty && !this.pending) return Promise.resolve();
+    return new Promise((done) => this.waiting.push(done));
   }
 
   backgroundColour() {
     if (this.background === "white") return [1, 1, 1, 1];
     if (this.background === "black") return [0, 0, 0, 1];
     if (this.background === "own") return [...this.own, 1];
-    return [0, 0, 0, 0];
+    if (!this.recording) return [0, 0, 0, 0];
+    const page = getComputedStyle(document.body).backgroundColor.match(/[\d.]+/g);  // videos are not transparent
+    return [...page.slice(0, 3).map((part) => part / 255), 1];
   }
 
   /** The blur of the rasteriser is 0.3 px² at the size of the fit; the same share of a larger picture is more. */
   blurAt(height) {
     if (this.blur !== null) return this.blur;
-    return this.scene.header.blur * Math.max(1, height / this.scene.header.fitted_size) ** 2;
+    return this.header.blur * Math.max(1, height / this.header.fitted_size) ** 2;
   }
 
-  draw() {
-    const { scene, painter, canvas } = this;
-    const ratio = Math.min(window.devicePixelRatio || 1, 2);
+  /** Sets the canvas to its size on the page; false where nothing can be drawn. */
+  fit() {
+    const { canvas } = this, ratio = Math.min(window.devicePixelRatio || 1, 2);
     const [width, height] = this.fixed || [canvas.clientWidth * ratio, canvas.clientHeight * ratio].map(Math.round);
     if (canvas.width !== width || canvas.height !== height) [canvas.width, canvas.height] = [width, height];
-    if (!width || !height || painter.gl.isContextLost()) return;
-    const view = cameraOf(this.camera, width / height);
-    scene.advance(this.time, painter);
-    const order = scene.order;
-    const wanted = JSON.stringify([this.time, view.cameraFromWorld]);
-    if (wanted !== this.sorted) {
-      this.kept = order.sort(scene.place, view.cameraFromWorld, scene.header.near, scene.header.alpha_min);
-      this.sorted = wanted;
+    return width > 0 && height > 0 && !this.painter.gl.isContextLost();
+  }
+
+  state() {
+    return { time: this.time, camera: { ...this.camera, target: [...this.camera.target] }, mode: this.mode };
+  }
+
+  /**
+   * Has the picture of the present state drawn: by the worker, where there is one, a moment later. The picture is then
+   * of the time and camera that its Gaussians were moved and sorted for, never of a later one.
+   */
+  ask() {
+    if (this.pending) return;
+    this.dirty = false;
+    if (!this.worker) {
+      this.draw();
+      return;
     }
-    scene.measure(this.mode, painter);
-    this.fastest = this.mode in { colour: 0, depth: 0 } ? 1 : scene.largest(this.kept);
-    painter.draw(order.order, this.kept, view, {
+    this.pending = this.state();
+    const { cameraFromWorld } = cameraOf(this.pending.camera, 1);
+    const { time, mode } = this.pending, forget = this.filled !== this.worker;
+    this.filled = this.worker;
+    this.worker.postMessage({ time, mode, cameraFromWorld, forget });
+  }
+
+  /** Draws the present state at once. */
+  draw() {
+    this.scene ||= new Scene(this.header, unpackFields(this.header, this.bytes));
+    if (this.filled !== this.scene) this.scene.forget();
+    this.filled = this.scene;
+    const state = this.state();
+    this.dirty = false;
+    this.paint(this.scene.frame(state.time, cameraOf(state.camera, 1).cameraFromWorld, state.mode), state);
+  }
+
+  /** Draws a frame; without one, the last again, as after a change of size or background. */
+  paint(frame = null, state = null) {
+    if (!this.fit()) return;
+    const { canvas, painter } = this;
+    if (frame) {
+      painter.take(frame);
+      this.shown = { frame, state };
+    }
+    if (!this.shown) return;
+    const { camera, time, mode } = this.shown.state;
+    painter.draw(this.shown.frame, cameraOf(camera, canvas.width / canvas.height), {
       background: this.backgroundColour(),
-      mode: MODES[this.mode] ?? 2,
-      blur: this.blurAt(Math.min(width, height) * this.detail),
-      time: this.time,
-      fastest: this.fastest,
-      distances: [order.near, order.far],
+      mode: MODES[mode] ?? 2,
+      blur: this.blurAt(Math.min(canvas.width, canvas.height) * this.detail),
+      time,
       detail: this.detail,
     });
-    this.dirty = false;
     this.onframe();
   }
 
@@ -87,7 +156,7 @@ class Viewer {
       this.dirty = true;
     }
     if (this.turntable) {
-      this.camera.azimuth = (this.camera.azimuth + 24 * seconds) % 360;
+      this.camera.azimuth = (this.camera.azimuth + this.turning * seconds) % 360;
       this.dirty = true;
     }
   }
@@ -106,7 +175,7 @@ class Viewer {
         } else if (this.detail < 1) [this.detail, this.dirty] = [1, true];
         this.step(seconds);
       }
-      if (this.dirty) this.draw();
+      if (this.dirty && this.fixed === null) this.ask();
       requestAnimationFrame(tick);
     };
     requestAnimationFrame(tick);
@@ -190,7 +259,7 @@ function listen(viewer, actions) {
   }, { passive: false });
   const keys = {
     " ": actions.play, p: actions.pingpong, r: actions.turntable, b: actions.background, m: actions.mode,
-    s: actions.shot, d: actions.theme, f: actions.full, 0: actions.reset, Home: actions.reset, "?": actions.help,
+    s: actions.shot, v: actions.film, d: actions.theme, f: actions.full, 0: actions.reset, Home: actions.reset, "?": actions.help,
     "+": () => viewer.zoom(0.9), "=": () => viewer.zoom(0.9), "-": () => viewer.zoom(1 / 0.9),
     ",": () => actions.nudge(-1), ".": () => actions.nudge(1), "[": () => actions.faster(-1), "]": () => actions.faster(1),
   };
@@ -205,207 +274,3 @@ function listen(viewer, actions) {
     event.preventDefault();
   });
 }
-
-/** What buttons and keys do, and keeping the page in step with the state. */
-function connect(viewer, header) {
-  const say = (text) => { element("spoken").textContent = text; };
-  const cycle = (select) => {
-    select.selectedIndex = (select.selectedIndex + 1) % select.options.length;
-    select.dispatchEvent(new Event("change"));
-    say(`${select.getAttribute("aria-label")}: ${select.selectedOptions[0].textContent}`);
-  };
-  const toggle = (name) => () => {
-    viewer[name] = !viewer[name];
-    viewer.dirty = true;
-  };
-  const actions = {
-    play: () => {
-      viewer.playing = !viewer.playing;
-      if (viewer.playing && !viewer.pingpong) viewer.direction = 1;
-      viewer.dirty = true;
-    },
-    pingpong: toggle("pingpong"),
-    turntable: toggle("turntable"),
-    reset: () => viewer.reset(),
-    background: () => cycle(element("background")),
-    mode: () => cycle(element("mode")),
-    nudge: (way) => {
-      const step = (viewer.end - viewer.start) / Math.max((header.frames || 25) - 1, 1);
-      viewer.playing = false;
-      viewer.time = Math.min(Math.max(viewer.time + way * step, viewer.start), viewer.end);
-      viewer.dirty = true;
-      say(element("clock").textContent);
-    },
-    faster: (way) => {
-      const select = element("speed");
-      select.selectedIndex = Math.min(Math.max(select.selectedIndex + way, 0), select.options.length - 1);
-      select.dispatchEvent(new Event("change"));
-    },
-    shot: () => {
-      viewer.draw();
-      viewer.canvas.toBlob((blob) => {
-        const link = document.createElement("a");
-        link.href = URL.createObjectURL(blob);
-        link.download = `${header.title.replace(/[^\p{L}\p{N}]+/gu, "-") || "loom4d"}.png`;
-        link.click();
-        setTimeout(() => URL.revokeObjectURL(link.href), 10000);
-        say("Picture saved");
-      });
-    },
-    theme: () => {
-      const root = document.documentElement;
-      root.dataset.theme = root.dataset.theme === "dark" ? "light" : "dark";
-    },
-    full: () => (document.fullscreenElement ? document.exitFullscreen() : document.documentElement.requestFullscreen()),
-    help: () => say("Arrows turn, plus and minus zoom, space plays, comma and full stop step, square brackets change the "
-      + "speed, P back and forth, R turntable, B background, M mode, S picture, D dark, F full screen, 0 first view."),
-  };
-  for (const name of ["play", "pingpong", "turntable", "reset", "shot", "theme", "full"]) {
-    element(name).addEventListener("click", actions[name]);
-  }
-  const on = (id, type, change) => element(id).addEventListener(type, () => {
-    change(element(id));
-    viewer.dirty = true;
-  });
-  on("time", "input", (slider) => Object.assign(viewer, { playing: false, time: Number(slider.value) }));
-  on("speed", "change", (select) => { viewer.speed = Number(select.value); });
-  on("mode", "change", (select) => { viewer.mode = select.value; });
-  on("own", "input", (input) => {
-    viewer.own = [1, 3, 5].map((at) => parseInt(input.value.slice(at, at + 2), 16) / 255);
-  });
-  on("background", "change", (select) => {
-    viewer.background = select.value;
-    element("own").hidden = select.value !== "own";
-    element("stage").classList.toggle("clear", select.value === "clear");
-  });
-  const dark = matchMedia("(prefers-color-scheme: dark)");
-  const follow = () => { document.documentElement.dataset.theme = dark.matches ? "dark" : "light"; };
-  follow();
-  dark.addEventListener("change", follow);
-  new ResizeObserver(() => { if (viewer.fixed === null) viewer.draw(); }).observe(element("stage"));
-  viewer.canvas.addEventListener("webglcontextlost", (event) => event.preventDefault());
-  viewer.canvas.addEventListener("webglcontextrestored", () => {
-    viewer.painter.build();
-    viewer.scene.move = MOTIONS[header.motion](header, viewer.scene.fields);
-    Object.assign(viewer.scene, { time: null, valued: "" });
-    viewer.dirty = true;
-  });
-  listen(viewer, actions);
-}
-
-/** The side panel, and a function that keeps it in step with the viewer. */
-function describe(viewer, header) {
-  element("summary").textContent = header.summary;
-  for (const [name, value] of Object.entries(header.facts)) {
-    const term = document.createElement("dt"), text = document.createElement("dd");
-    [term.textContent, text.textContent] = [name, value];
-    element("facts").append(term, text);
-  }
-  for (const name of header.values) {
-    const option = new Option(name[0].toUpperCase() + name.slice(1), name);
-    element("mode").append(option);
-  }
-  const slider = element("time");
-  [slider.min, slider.max] = [viewer.start, viewer.end];
-  element("timeline").hidden = viewer.end <= viewer.start;
-  const strip = header.input && Object.assign(new Image(), { src: header.input.picture });
-  const ink = element("input").getContext("2d");
-  let shown = -1;
-  const showInput = () => {
-    const column = nearest(header.input.times, viewer.time);
-    if (column === shown || !strip.naturalWidth) return;
-    const width = strip.naturalWidth / header.input.times.length;
-    [ink.canvas.width, ink.canvas.height] = [width, strip.naturalHeight];
-    ink.drawImage(strip, -column * width, 0);
-    shown = column;
-  };
-  if (strip) {
-    element("given").hidden = false;
-    strip.addEventListener("load", showInput);
-  }
-  const grid = header.grid;
-  if (grid) {
-    element("woven").hidden = false;
-    element("grid").src = grid.picture;
-    element("sheet").querySelector("button").addEventListener("click", (event) => {
-      const box = element("sheet").getBoundingClientRect();
-      const pick = (part, count) => Math.min(Math.max(Math.floor(part * count), 0), count - 1);
-      const column = pick((event.clientX - box.left) / box.width, grid.times.length);
-      const row = pick((event.clientY - box.top) / box.height, grid.azimuths.length);
-      Object.assign(viewer.camera, { azimuth: grid.azimuths[row][column], elevation: grid.elevations[row][column] });
-      Object.assign(viewer, { time: grid.times[column], playing: false, turntable: false, dirty: true });
-    });
-  }
-  const follow = () => {
-    for (const name of ["pingpong", "turntable"]) element(name).setAttribute("aria-pressed", viewer[name]);
-    element("play").setAttribute("aria-pressed", viewer.playing);
-    element("play").setAttribute("aria-label", viewer.playing ? "Pause" : "Play");
-    slider.value = viewer.time;
-    element("clock").textContent = `${viewer.time.toFixed(2)} s`;
-    slider.setAttribute("aria-valuetext", element("clock").textContent);
-    element("legend").hidden = viewer.mode === "colour";
-    element("least").textContent = viewer.mode === "depth" ? "far" : "0";
-    element("most").textContent = viewer.mode === "depth" ? "near" : viewer.fastest.toPrecision(2);
-    if (strip) showInput();
-    if (!grid) return;
-    const column = nearest(grid.times, viewer.time);
-    const turn = (degrees) => Math.abs(((degrees - viewer.camera.azimuth + 540) % 360) - 180);
-    const away = grid.azimuths.map((row) => turn(row[column]));
-    const row = away.indexOf(Math.min(...away));
-    const percent = (part) => `${100 * part}%`;
-    Object.assign(element("cell").style, {
-      left: percent(column / grid.times.length), top: percent(row / grid.azimuths.length),
-      width: percent(1 / grid.times.length), height: percent(1 / grid.azimuths.length),
-    });
-  };
-  viewer.onframe = follow;
-}
-
-function nearest(values, wanted) {
-  let best = 0;
-  values.forEach((value, index) => { if (Math.abs(value - wanted) < Math.abs(values[best] - wanted)) best = index; });
-  return best;
-}
-
-/** State from an address such as `#azimuth=30&time=0.5&size=256`: with a size, that picture and nothing else. */
-function stateFromAddress() {
-  const state = {};
-  for (const [name, text] of new URLSearchParams(location.hash.slice(1))) {
-    state[name] = ["background", "mode"].includes(name) ? text : Number(text);
-  }
-  return state;
-}
-
-async function start() {
-  const message = element("message"), canvas = element("view");
-  const header = JSON.parse(element("header").textContent);
-  try {
-    const fields = unpackFields(header, await inflate(element("data").textContent.trim()));
-    const scene = new Scene(header, fields);
-    const viewer = new Viewer(scene, new Painter(canvas, scene), canvas);
-    describe(viewer, header);
-    connect(viewer, header);
-    const state = stateFromAddress();
-    message.hidden = true;
-    if (state.size) viewer.render(state);
-    else {
-      for (const name of ["azimuth", "elevation", "radius"]) if (name in state) viewer.camera[name] = state[name];
-      if ("time" in state) viewer.time = state.time;
-      viewer.playing = viewer.end > viewer.start && !("time" in state) && !matchMedia("(prefers-reduced-motion)").matches;
-    }
-    viewer.run();
-    return viewer;
-  } catch (error) {
-    message.textContent = error.message === "WebGL2 is missing"
-      ? "This page needs WebGL2, which this browser does not offer. Any current Firefox, Chrome, Edge or Safari has it; "
-        + "it may be switched off in the settings, under hardware or graphics acceleration."
-      : `The asset could not be shown: ${error.message}`;
-    message.setAttribute("role", "alert");
-    throw error;
-  }
-}
-
-window.loom4d = { ready: start() };
-window.loom4d.ready.then((viewer) => {
-  Object.assign(window.loom4d, { viewer, render: (options) => viewer.render(options) });
-}, () => {});

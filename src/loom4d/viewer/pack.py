@@ -1,8 +1,9 @@
 """Dynamic Gaussians as compact bytes that the page unpacks.
 
-Two layouts. `spacetime` keeps the motion itself: the conditional slice of a space-time Gaussian has a fixed shape, a
-constant velocity and a temporal weight, so the page evaluates it exactly at any time. `baked` keeps any other motion
-at evenly spaced instants, as many as it takes for the interpolated positions to stay within a stated error.
+Three layouts. Two keep the motion itself, which the page evaluates at any time: `spacetime` the conditional slice of a
+space-time Gaussian, which has a fixed shape, a constant velocity and a temporal weight; `controlled` the control
+points' key poses and the skinning weights. `baked` keeps any other motion at evenly spaced instants, as many as it
+takes for the interpolated positions to stay within a stated error.
 
 Every field is quantised to the fewest bits that keep it within its tolerance, columns apart and bytes of a number
 apart, then compressed.
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from loom4d.gaussians.gaussians import Ellipsoids, sh_degree
 from loom4d.gaussians.motion import DynamicGaussians
+from loom4d.gaussians.motion.controlled import Controlled
 from loom4d.gaussians.motion.spacetime import DROPPED, Spacetime
 
 # Largest error of each field after quantisation. Lengths are in world units: an orbit at 2 units sees 1.2 of them, so
@@ -35,7 +37,13 @@ TOLERANCES = {
     "quaternion": 2e-4,
     "log_scale": 4e-3,
     "colour": 4e-3,
+    "bone": 0.3,  # a whole number, which the page rounds to
+    "weight": 1e-3,
+    "joint": 1e-6,  # the few numbers that move all others
+    "shift": 1e-6,
+    "turn": 1e-6,
 }
+JOINTS = ("joint", "shift", "turn")  # fields with a row per control point instead of one per Gaussian
 BAKED_ERROR = 1e-3  # world units: where the interpolated position of the worst percent of Gaussians may be
 MOST_INSTANTS = 129
 THINNEST = -12.0  # logarithm of a scale that no picture can tell from zero
@@ -64,6 +72,9 @@ def pack(
     if isinstance(asset, Spacetime):
         fields, header = spacetime_fields(asset, times)
         error = 0.0
+    elif isinstance(asset, Controlled):
+        fields, header = controlled_fields(asset)
+        error = 0.0
     else:
         fields, header, error = baked_fields(asset, times)
     for name, value in (values or {}).items():
@@ -73,8 +84,9 @@ def pack(
     chunks: list[bytes] = []
     described: list[dict[str, Any]] = []
     for name, value in fields.items():
-        entry, chunk = quantise(value[:, keep][:, order].double().numpy(), _tolerance(name, value, times))
-        described.append({"name": name, "offset": sum(map(len, chunks)), **entry})
+        rows = value if name in JOINTS else value[:, keep][:, order]
+        entry, chunk = quantise(rows.double().numpy(), _tolerance(name, value, times))
+        described.append({"name": name, "rows": rows.shape[1], "offset": sum(map(len, chunks)), **entry})
         chunks.append(chunk)
     header |= {"times": list(times), "count": int(keep.sum()), "values": list(values or {}), "fields": described}
     return Packed(header, gzip.compress(b"".join(chunks), 9, mtime=0), error)
@@ -112,6 +124,34 @@ def spacetime_fields(asset: Spacetime, times: tuple[float, float]) -> tuple[dict
         "weight_cut": DROPPED,
     }
     return {name: value[None] for name, value in fields.items()}, header
+
+
+def controlled_fields(asset: Controlled) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Fields of the exact layout: Gaussians at rest (1, N, width) with their control points and weights, strongest
+    first, and the control points' rest (1, K, 3), shifts and turns at each key (key, K, width)."""
+    weight, rank = asset.near_weights().detach().sort(dim=1, descending=True)
+    unit = torch.nn.functional.normalize(asset.quaternions.detach(), dim=-1)
+    fields = {
+        "position": asset.means[None],
+        "opacity": torch.sigmoid(asset.opacity_logits)[None, :, None],
+        "quaternion": unit[None],
+        "log_scale": asset.log_scales[None],
+        "colour": rearrange(asset.colours, "n c rgb -> 1 n (c rgb)"),
+        "bone": asset.bones.gather(1, rank)[None].float(),
+        "weight": weight[None],
+        "joint": asset.points[None],
+        "shift": asset.shifts,
+        "turn": asset.turns,
+    }
+    header = {
+        "motion": "controlled",
+        "degree": sh_degree(asset.colours.shape[1]),
+        "harmonics": 1,
+        "period": 1.0,
+        "weight_cut": 0.0,
+        "keys": [float(key) for key in asset.keys],
+    }
+    return {name: value.detach().float().cpu() for name, value in fields.items()}, header
 
 
 def baked_fields(

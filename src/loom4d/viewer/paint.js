@@ -120,9 +120,9 @@ void main() {
 
 class Painter {
   /** Throws where the browser has no WebGL2. */
-  constructor(canvas, scene) {
+  constructor(canvas, header) {
     this.canvas = canvas;
-    this.scene = scene;
+    this.header = header;
     const gl = canvas.getContext("webgl2", { alpha: true, antialias: false, depth: false, premultipliedAlpha: true });
     if (!gl) throw new Error("WebGL2 is missing");
     this.gl = gl;
@@ -130,19 +130,19 @@ class Painter {
   }
 
   build() {
-    const { gl, scene } = this;
+    const { gl } = this, { count } = this.header;
     // Blending hundreds of faint layers needs more than 8 bits; where 16 cannot be had, 8 still show the asset.
     this.deep = Boolean(gl.getExtension("EXT_color_buffer_float") || gl.getExtension("EXT_color_buffer_half_float"));
     this.splats = this.program(SPLAT_VERTEX, SPLAT_FRAGMENT);
     this.screen = this.program(SCREEN_VERTEX, SCREEN_FRAGMENT);
-    this.place = this.table(scene.count);
-    this.shape = this.table(2 * scene.count);
-    this.colour = this.table(scene.coefficients * scene.count);
+    this.place = this.table(count);
+    this.shape = this.table(2 * count);
+    this.colour = this.table(coefficientsOf(this.header) * count);
     this.indices = gl.createBuffer();
     this.splatArray = gl.createVertexArray();
     gl.bindVertexArray(this.splatArray);
     gl.bindBuffer(gl.ARRAY_BUFFER, this.indices);
-    gl.bufferData(gl.ARRAY_BUFFER, Math.max(4 * scene.count, 4), gl.DYNAMIC_DRAW);
+    gl.bufferData(gl.ARRAY_BUFFER, Math.max(4 * count, 4), gl.DYNAMIC_DRAW);
     gl.enableVertexAttribArray(0);
     gl.vertexAttribIPointer(0, 1, gl.UNSIGNED_INT, 0, 0);
     gl.vertexAttribDivisor(0, 1);
@@ -185,7 +185,14 @@ class Painter {
     return { texture, width, height };
   }
 
-  /** Sends an array made by `Scene.room`, which is as long as the table. */
+  /** Sends what a frame of the scene brings. */
+  take(frame) {
+    this.fill(this.place, frame.place);
+    if (frame.shape) this.fill(this.shape, frame.shape);
+    if (frame.colour) this.fill(this.colour, frame.colour);
+  }
+
+  /** Sends an array as long as the table. */
   fill(table, values) {
     const gl = this.gl;
     gl.bindTexture(gl.TEXTURE_2D, table.texture);
@@ -207,12 +214,12 @@ class Painter {
   }
 
   /**
-   * Draws `kept` Gaussians in `order` (far to near) to the whole canvas. `view` has cameraFromWorld (column-major),
-   * eye, focal and plane as `cameraOf` makes them; `look` has background (rgba), mode, blur (px² in the layer),
-   * time, fastest, distances and detail (layer pixels per canvas pixel).
+   * Draws a frame of the scene that was taken, in its order, to the whole canvas. `view` has cameraFromWorld
+   * (column-major), eye and focal as `cameraOf` makes them; `look` has background (rgba), mode, blur (px² in the
+   * layer), time and detail (layer pixels per canvas pixel).
    */
-  draw(order, kept, view, look) {
-    const { gl, scene, canvas } = this;
+  draw(frame, view, look) {
+    const { gl, header, canvas } = this;
     const width = Math.max(1, Math.round(canvas.width * look.detail));
     const height = Math.max(1, Math.round(canvas.height * look.detail));
     this.prepareLayer(width, height);
@@ -222,7 +229,7 @@ class Painter {
     gl.enable(gl.BLEND);
     gl.blendFunc(gl.ONE, gl.ONE_MINUS_SRC_ALPHA);
     gl.useProgram(this.splats.handle);
-    const at = this.splats.uniforms, header = scene.header;
+    const at = this.splats.uniforms;
     [this.place, this.shape, this.colour].forEach((table, unit) => {
       gl.activeTexture(gl.TEXTURE0 + unit);
       gl.bindTexture(gl.TEXTURE_2D, table.texture);
@@ -234,16 +241,16 @@ class Painter {
     gl.uniform2f(at.centre, width / 2, height / 2);
     gl.uniform2f(at.size, width, height);
     gl.uniform2f(at.plane, header.slope_limit * 0.5 / view.focal[0], header.slope_limit * 0.5 / view.focal[1]);
-    gl.uniform2fv(at.distances, look.distances);
-    gl.uniform1f(at.blur, look.blur), gl.uniform1f(at.time, look.time), gl.uniform1f(at.fastest, look.fastest);
+    gl.uniform2f(at.distances, frame.near, frame.far);
+    gl.uniform1f(at.blur, look.blur), gl.uniform1f(at.time, look.time), gl.uniform1f(at.fastest, frame.largest);
     gl.uniform1f(at.alphaMin, header.alpha_min), gl.uniform1f(at.alphaMax, header.alpha_max);
     gl.uniform1f(at.period, header.period);
     gl.uniform1i(at.degree, header.degree), gl.uniform1i(at.harmonics, header.harmonics);
     gl.uniform1i(at.mode, look.mode);
     gl.bindVertexArray(this.splatArray);
     gl.bindBuffer(gl.ARRAY_BUFFER, this.indices);
-    gl.bufferSubData(gl.ARRAY_BUFFER, 0, order, 0, kept);
-    gl.drawArraysInstanced(gl.TRIANGLE_STRIP, 0, 4, kept);
+    gl.bufferSubData(gl.ARRAY_BUFFER, 0, frame.order, 0, frame.kept);
+    gl.drawArraysInstanced(gl.TRIANGLE_STRIP, 0, 4, frame.kept);
 
     gl.bindFramebuffer(gl.FRAMEBUFFER, null);
     gl.viewport(0, 0, canvas.width, canvas.height);
@@ -257,68 +264,6 @@ class Painter {
     gl.uniform4f(this.screen.uniforms.background, red * alpha, green * alpha, blue * alpha, alpha);
     gl.bindVertexArray(this.screenArray);
     gl.drawArrays(gl.TRIANGLES, 0, 3);
-  }
-}
-
-/** The asset at one time: arrays as long as the painter's tables, and what has to be sent again. */
-class Scene {
-  constructor(header, fields) {
-    this.header = header;
-    this.fields = fields;
-    this.count = header.count;
-    this.coefficients = header.harmonics * (header.degree + 1) ** 2;
-    const room = (texels) => new Float32Array(4 * 2048 * Math.max(1, Math.ceil(texels / 2048)));
-    this.place = room(this.count);
-    this.shape = room(2 * this.count);
-    this.colour = room(this.coefficients * this.count);
-    this.order = new DepthOrder(this.count);
-    this.move = MOTIONS[header.motion](header, fields);
-    this.time = null;
-    this.valued = "";
-  }
-
-  /** Evaluates the motion and sends what changed. */
-  advance(time, painter) {
-    if (time === this.time) return;
-    const changed = this.move(time, this.place, this.shape);
-    painter.fill(painter.place, this.place);
-    if (changed.shape) painter.fill(painter.shape, this.shape);
-    if (changed.colour) {
-      const values = coloursAt(this.header, this.fields.colour, time);
-      for (let i = 0, from = 0, to = 0; i < this.coefficients * this.count; i++, to++) {
-        for (let channel = 0; channel < 3; channel++) this.colour[to++] = values[from++];
-      }
-      painter.fill(painter.colour, this.colour);
-    }
-    this.time = time;
-    this.valued = "";
-  }
-
-  /** Gives every Gaussian the value that a scalar mode shows: its speed in units a second, or a packed field. */
-  measure(mode, painter) {
-    const name = `${mode} ${this.time}`;
-    if (mode === "colour" || mode === "depth" || name === this.valued) return;
-    if (mode === "speed") {
-      const [start, end] = this.header.times, step = Math.max((end - start) / 256, 1e-4);
-      const later = new Float32Array(this.place.length), spare = new Float32Array(this.shape.length);
-      const side = this.time + step > end ? -step : step;
-      this.move(this.time + side, later, spare);
-      for (let n = 0; n < this.count; n++) {
-        const part = (axis) => later[4 * n + axis] - this.place[4 * n + axis];
-        const there = this.place[4 * n + 3] > 0 && later[4 * n + 3] > 0;
-        this.shape[8 * n + 7] = there ? Math.hypot(part(0), part(1), part(2)) / step : 0;
-      }
-    } else {
-      for (let n = 0; n < this.count; n++) this.shape[8 * n + 7] = this.fields[mode].values[n];
-    }
-    painter.fill(painter.shape, this.shape);
-    this.valued = name;
-  }
-
-  /** What everything is measured against in a scalar mode: the 98th percentile of what can be seen. */
-  largest(kept) {
-    const values = Float32Array.from(this.order.order.subarray(0, kept), (n) => this.shape[8 * n + 7]).sort();
-    return Math.max(values[Math.floor(0.98 * (kept - 1))] || 0, 1e-6);
   }
 }
 

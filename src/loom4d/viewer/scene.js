@@ -1,4 +1,5 @@
-// Scene: from the packed bytes to Gaussians at any time, and their order in depth. No graphics here.
+// Scene: from the packed bytes to Gaussians at any time, and their order in depth. No graphics here: this part also
+// runs in a worker, so that a page stays quick while it sorts.
 
 /** Undoes base64 and gzip. */
 async function inflate(base64) {
@@ -10,14 +11,14 @@ async function inflate(base64) {
 }
 
 /**
- * Fields by name: {values, width, instants}, values as (instant, Gaussian, column).
+ * Fields by name: {values, width, instants, rows}, values as (instant, row, column); a row is a Gaussian, or a joint.
  * In the bytes a column of all instants and Gaussians comes after the other, and of a number first all low bytes,
  * then all next ones, which is what gzip likes.
  */
 function unpackFields(header, bytes) {
   const fields = {};
-  for (const { name, kind, width, instants, offset, low, step } of header.fields) {
-    const rows = instants * header.count;
+  for (const { name, kind, width, instants, rows: one, offset, low, step } of header.fields) {
+    const rows = instants * one;
     const size = { u8: 1, u16: 2, f32: 4 }[kind];
     const values = new Float32Array(rows * width);
     const number = new DataView(new ArrayBuffer(4));
@@ -34,7 +35,7 @@ function unpackFields(header, bytes) {
         }
       }
     }
-    fields[name] = { values, width, instants };
+    fields[name] = { values, width, instants, rows: one };
   }
   return fields;
 }
@@ -87,6 +88,43 @@ const MOTIONS = {
       }
       shaped = true;
       return { shape: true, colour: true };
+    };
+  },
+
+  /** Control points: x' = Σ w (R (x − p) + p + T), and the blended rotation turns the Gaussian. */
+  controlled(header, fields) {
+    const { position, opacity, quaternion, log_scale, bone, weight, joint, shift, turn } = fields;
+    const joints = joint.rows, poses = new Float32Array(16 * joints), reach = bone.width;
+    const bones = Uint16Array.from(bone.values, Math.round), weights = Float32Array.from(weight.values);
+    for (let n = 0; n < header.count; n++) {  // quantised weights sum to one again
+      let sum = 0;
+      for (let k = 0; k < reach; k++) sum += weights[reach * n + k];
+      for (let k = 0; k < reach; k++) weights[reach * n + k] /= sum;
+    }
+    let coloured = false;
+    return (time, place, shape) => {
+      poseJoints(poses, joint.values, shift.values, turn.values, curveAt(header.keys, time));
+      const rest = position.values, own = quaternion.values, size = log_scale.values, solid = opacity.values;
+      const pose = new Float64Array(16);
+      for (let n = 0; n < header.count; n++) {
+        pose.fill(0);
+        for (let k = 0; k < reach; k++) {
+          const share = weights[reach * n + k], from = 16 * bones[reach * n + k];
+          for (let i = 0; i < 16; i++) pose[i] += share * poses[from + i];
+        }
+        const x = rest[3 * n], y = rest[3 * n + 1], z = rest[3 * n + 2];
+        place[4 * n] = pose[0] * x + pose[1] * y + pose[2] * z + pose[9];
+        place[4 * n + 1] = pose[3] * x + pose[4] * y + pose[5] * z + pose[10];
+        place[4 * n + 2] = pose[6] * x + pose[7] * y + pose[8] * z + pose[11];
+        place[4 * n + 3] = solid[n];
+        const a = pose[12], b = pose[13], c = pose[14], d = pose[15];
+        const w = own[4 * n], i = own[4 * n + 1], j = own[4 * n + 2], k = own[4 * n + 3];
+        writeCovariance(shape, 8 * n, a * w - b * i - c * j - d * k, a * i + b * w + c * k - d * j,
+          a * j - b * k + c * w + d * i, a * k + b * j - c * i + d * w, size[3 * n], size[3 * n + 1], size[3 * n + 2]);
+      }
+      const changed = { shape: true, colour: !coloured };
+      coloured = true;
+      return changed;
     };
   },
 
@@ -143,6 +181,47 @@ const MOTIONS = {
   },
 };
 
+/** Weights of the keys in a cubic curve through them: slopes are central differences, one-sided at the two ends. */
+function curveAt(keys, time) {
+  const last = keys.length - 1, weights = new Float64Array(keys.length);
+  if (last === 0) {
+    weights[0] = 1;
+    return weights;
+  }
+  const at = Math.min(Math.max(time, keys[0]), keys[last]);
+  let left = 0;
+  while (left < last - 1 && keys[left + 1] <= at) left++;
+  const span = keys[left + 1] - keys[left], u = (at - keys[left]) / span;
+  weights[left] += 2 * u ** 3 - 3 * u * u + 1;
+  weights[left + 1] += 3 * u * u - 2 * u ** 3;
+  for (const [key, share] of [[left, u ** 3 - 2 * u * u + u], [left + 1, u ** 3 - u * u]]) {
+    const before = Math.max(key - 1, 0), after = Math.min(key + 1, last);
+    weights[after] += share * span / (keys[after] - keys[before]);
+    weights[before] -= share * span / (keys[after] - keys[before]);
+  }
+  return weights;
+}
+
+/** The joints' poses on a curve of their keys, 16 numbers each: a rotation by rows, an offset, a unit quaternion. */
+function poseJoints(poses, joints, shifts, turns, curve) {
+  const count = joints.length / 3;
+  for (let joint = 0; joint < count; joint++) {
+    const mean = (values, width, column) => curve.reduce((sum, share, key) =>
+      sum + share * values[(key * count + joint) * width + column], 0);
+    const turn = [0, 1, 2, 3].map((column) => mean(turns, 4, column));
+    const norm = Math.hypot(...turn), [w, x, y, z] = turn.map((part) => part / norm);
+    const matrix = [
+      1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
+      2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),
+      2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y),
+    ];
+    const p = joints.subarray(3 * joint, 3 * joint + 3);
+    const offset = [0, 1, 2].map((row) => p[row] + mean(shifts, 3, row)
+      - matrix[3 * row] * p[0] - matrix[3 * row + 1] * p[1] - matrix[3 * row + 2] * p[2]);
+    poses.set([...matrix, ...offset, w, x, y, z], 16 * joint);
+  }
+}
+
 /** Red, green and blue of every coefficient, at the nearest instant where colours were baked. */
 function coloursAt(header, field, time) {
   if (field.instants === 1) return field.values;
@@ -193,4 +272,113 @@ class DepthOrder {
     if (kept) [this.near, this.far] = [near, far];
     return kept;
   }
+}
+
+/** The asset at one time, seen one way: arrays as long as the painter's tables, and what has to be sent again. */
+class Scene {
+  constructor(header, fields) {
+    this.header = header;
+    this.fields = fields;
+    this.count = header.count;
+    this.coefficients = coefficientsOf(header);
+    const room = (texels) => new Float32Array(4 * 2048 * Math.max(1, Math.ceil(texels / 2048)));
+    this.place = room(this.count);
+    this.shape = room(2 * this.count);
+    this.colour = room(this.coefficients * this.count);
+    this.depth = new DepthOrder(this.count);
+    this.move = MOTIONS[header.motion](header, fields);
+    this.time = null;
+    this.valued = "";
+    this.wanted = { shape: true, colour: true };
+  }
+
+  /**
+   * All that the painter needs for a time (seconds), a camera (column-major cameraFromWorld) and a mode: places, order
+   * and scale, with the shapes and colours where they are not as they were at the last call.
+   */
+  frame(time, cameraFromWorld, mode) {
+    const { header, depth } = this;
+    this.advance(time);
+    this.measure(mode);
+    const begun = performance.now();
+    const kept = depth.sort(this.place, cameraFromWorld, header.near, header.alpha_min);
+    const sorting = performance.now() - begun;
+    const { shape, colour } = this.wanted;
+    this.wanted = { shape: false, colour: false };
+    return {
+      place: this.place, shape: shape ? this.shape : null, colour: colour ? this.colour : null,
+      order: depth.order.subarray(0, kept), kept, near: depth.near, far: depth.far, sorting,
+      largest: mode === "colour" || mode === "depth" ? 1 : this.largest(kept),
+    };
+  }
+
+  /** Everything is sent again with the next frame. */
+  forget() {
+    this.wanted = { shape: true, colour: true };
+  }
+
+  /** Evaluates the motion. */
+  advance(time) {
+    if (time === this.time) return;
+    const changed = this.move(time, this.place, this.shape);
+    if (changed.colour) {
+      const values = coloursAt(this.header, this.fields.colour, time);
+      for (let i = 0, from = 0, to = 0; i < this.coefficients * this.count; i++, to++) {
+        for (let channel = 0; channel < 3; channel++) this.colour[to++] = values[from++];
+      }
+    }
+    this.wanted.shape ||= changed.shape;
+    this.wanted.colour ||= changed.colour;
+    this.time = time;
+    this.valued = "";
+  }
+
+  /** Gives every Gaussian the value that a scalar mode shows: its speed in units a second, or a packed field. */
+  measure(mode) {
+    const name = `${mode} ${this.time}`;
+    if (mode === "colour" || mode === "depth" || name === this.valued) return;
+    if (mode === "speed") {
+      const [start, end] = this.header.times, step = Math.max((end - start) / 256, 1e-4);
+      const later = new Float32Array(this.place.length), spare = new Float32Array(this.shape.length);
+      const side = this.time + step > end ? -step : step;
+      this.move(this.time + side, later, spare);
+      for (let n = 0; n < this.count; n++) {
+        const part = (axis) => later[4 * n + axis] - this.place[4 * n + axis];
+        const there = this.place[4 * n + 3] > 0 && later[4 * n + 3] > 0;
+        this.shape[8 * n + 7] = there ? Math.hypot(part(0), part(1), part(2)) / step : 0;
+      }
+    } else {
+      for (let n = 0; n < this.count; n++) this.shape[8 * n + 7] = this.fields[mode].values[n];
+    }
+    this.wanted.shape = true;
+    this.valued = name;
+  }
+
+  /** What everything is measured against in a scalar mode: the 98th percentile of what can be seen. */
+  largest(kept) {
+    const values = Float32Array.from(this.depth.order.subarray(0, kept), (n) => this.shape[8 * n + 7]).sort();
+    return Math.max(values[Math.floor(0.98 * (kept - 1))] || 0, 1e-6);
+  }
+}
+
+function coefficientsOf(header) {
+  return header.harmonics * (header.degree + 1) ** 2;
+}
+
+/** In a worker: the first message is the header and the bytes, every other one asks for a frame. */
+function serve() {
+  let scene = null;
+  onmessage = ({ data }) => {
+    if (data.header) {
+      scene = new Scene(data.header, unpackFields(data.header, data.bytes));
+      return;
+    }
+    if (data.forget) scene.forget();
+    const begun = performance.now();
+    const frame = scene.frame(data.time, data.cameraFromWorld, data.mode);
+    const own = (values) => values && values.slice();
+    const sent = { ...frame, place: own(frame.place), shape: own(frame.shape), colour: own(frame.colour),
+      order: own(frame.order), working: performance.now() - begun, number: data.number };
+    postMessage(sent, [sent.place, sent.shape, sent.colour, sent.order].filter(Boolean).map((one) => one.buffer));
+  };
 }
