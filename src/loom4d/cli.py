@@ -230,9 +230,8 @@ def weights(
         elif action == "check":
             console.print(catalogue.check(one, folder, checksum).message)
         else:
-            size = f"{entry.bytes / 1e9:.2f} GB" if entry.bytes else "size not published"
             use = f"commercial use {entry.commercial}" + (f": {entry.note}" if entry.note else "")
-            console.print(f"{entry.name}: {entry.title}, {size}, {entry.licence}, {use}. {entry.page}")
+            console.print(f"{entry.name}: {entry.title}, {entry.size}, {entry.licence}, {use}. {entry.page}")
     if not names:
         console.print("nothing in the catalogue may be used commercially without conditions")
 

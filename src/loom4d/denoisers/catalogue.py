@@ -25,7 +25,8 @@ class WeightFile:
     file: str
     licence: str
     commercial: str  # "yes", "no", or "conditional"
-    bytes: int | None  # None where the makers give no exact number
+    bytes: int | None  # None where no exact number is known
+    gigabytes: float | None = None  # as their page shows it, where there is no exact number
     tensors: int | None = None
     sha256: str | None = None  # None until someone with the file has reported it
     note: str = ""
@@ -33,6 +34,12 @@ class WeightFile:
     @property
     def page(self) -> str:
         return f"https://huggingface.co/{self.repository}"
+
+    @property
+    def size(self) -> str:
+        if self.bytes is not None:
+            return f"{self.bytes / 1e9:.2f} GB"
+        return "size not known" if self.gigabytes is None else f"{self.gigabytes:.2f} GB"
 
 
 CATALOGUE: dict[str, WeightFile] = {
@@ -67,6 +74,7 @@ CATALOGUE: dict[str, WeightFile] = {
             STABILITY,
             "conditional",
             None,
+            gigabytes=9.37,
             tensors=2212,
             note=CONDITIONS,
         ),

@@ -90,7 +90,8 @@ def _first_line(text: str | None) -> str:
 def config_of(choices: dict[str, Any], checkpoints: Path | None, device: str, title: str) -> GenerateConfig:
     """The configuration of a run. It depends on nothing else, so a resumed job claims its own run folder again."""
     config = GenerateConfig(title=title)
-    imagining = METHODS[choices["method"]].presets[choices["preset"]](choices["seed"])
+    method = METHODS[choices["method"]]
+    imagining = method.presets[method.meant(choices["preset"], choices["priors"])](choices["seed"])
     fitting = QUALITIES[choices["quality"]]()
     return replace(
         config,
