@@ -5,16 +5,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 
 from loom4d.cameras import FOV_DEG, seen_region, turntable
 from loom4d.gaussians.asset import render
-from loom4d.gaussians.fit import PRESETS, FitConfig, Stage, batch_cells, fit, initial_state, score
+from loom4d.gaussians.fit import PRESETS, FitConfig, Stage, batch_cells, fit, initial_state, score, with_previews
 from loom4d.gaussians.gaussians import sh_of
-from loom4d.gaussians.initial import ball_cloud, carved, covered, hull_cloud, voxel_centres
+from loom4d.gaussians.initial import ball_cloud, carved, covered, hull_cloud, still_cloud, voxel_centres
 from loom4d.gaussians.motion import MOTIONS
 from loom4d.gaussians.motion.spacetime import Spacetime
 from loom4d.gaussians.objective import LossWeights
-from loom4d.gaussians.state import FitState
+from loom4d.gaussians.state import FitState, adam
 from loom4d.grid import ImageGrid
 from loom4d.runs import Event, InputError, result_of
 
@@ -71,6 +72,44 @@ def test_a_killed_fit_goes_on_to_the_same_bytes(motion):
     resumed = result_of(fit(grid, config, resume=states[0]))
     assert bytes_of(resumed) == bytes_of(whole)
     assert bytes_of(result_of(fit(grid, replace(config, seed=1)))) != bytes_of(whole)
+
+
+def test_previews_become_files_that_their_events_name(tmp_path):
+    config = replace(QUICK, iterations=3, preview_every=2)
+    events: list[Event] = []
+    grid = picture_grid(2, 2)
+    result_of(with_previews(fit(grid, config, held_out=grid), tmp_path / "previews"), events.append)
+    (shown,) = [event for event in events if event.kind == "preview"]
+    assert shown.data["file"] == "previews/fit_000002.png" and "png" not in shown.data
+    assert shown.data["held_out_psnr"] > 5
+    with Image.open(tmp_path / shown.data["file"]) as picture:
+        assert picture.size == (384, 384)
+
+
+def test_a_step_that_leaves_the_numbers_stops_the_fit(monkeypatch):
+    def overflowing(state: FitState, gradients: dict, rates: dict) -> FitState:
+        following = adam(state, gradients, rates)
+        if following.step == 3:
+            following.tensors["asset.means"][0, 0] = math.inf
+        return following
+
+    monkeypatch.setattr("loom4d.gaussians.fit.adam", overflowing)
+    events: list[Event] = []
+    states: list[FitState] = []
+    asset = result_of(fit(picture_grid(2, 2), QUICK, on_state=states.append), events.append)
+    assert any(event.kind == "note" and "iteration 3" in event.message for event in events)
+    assert states[-1].step == 2 and states[-1].finite()
+    assert all(tensor.isfinite().all() for tensor in asset.tensors().values())
+
+
+def test_points_of_ones_own_are_where_it_starts():
+    points = torch.tensor([[0.1, 0.2, 0.3], [-0.1, 0.0, 0.1], [0.0, -0.2, 0.0], [0.2, 0.0, -0.1]])
+    cloud = still_cloud(points, torch.full((4, 3), 0.25), torch.linspace(0, 1, 3))
+    for motion in MOTIONS:
+        state = initial_state(picture_grid(), replace(QUICK, motion=motion, count=12), points=cloud)
+        means = state.tensors["asset.means"]
+        assert torch.cdist(means, points).amin(1).max() < 1e-6
+        result_of(fit(picture_grid(), replace(QUICK, motion=motion, iterations=2), resume=state))
 
 
 @pytest.mark.parametrize("views,frames", [(1, 1), (1, 4), (6, 1), (2, 2)])

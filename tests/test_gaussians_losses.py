@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loom4d.gaussians import losses
+from loom4d.gaussians.gaussians import rotations
 
 
 def convolved_ssim(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
@@ -27,6 +28,36 @@ def test_two_band_matrices_equal_the_window():
     assert (ours - convolved_ssim(first, second)).abs().max() < 1e-9
     single = losses.ssim_map(first.float(), losses.statistics(second.float()))
     assert (single - ours).abs().max() < 1e-4 and abs(float(single.mean() - ours.mean())) < 1e-6
+
+
+def with_gaps(seed: int) -> torch.Tensor:
+    """Pictures that are zero over wide parts, one of them everywhere."""
+    pictures = torch.rand(5, 4, 40, 50, generator=torch.Generator().manual_seed(seed))
+    pictures[0] = 0
+    pictures[1, :, : 20 + seed] = 0
+    pictures[2, :, :, 12:] = 0
+    pictures[3, :3] = 0
+    return pictures
+
+
+def test_the_native_kernels_equal_the_tensors():
+    first, second = with_gaps(0).requires_grad_(), with_gaps(3)
+    weigh = torch.randn(first.shape, generator=torch.Generator().manual_seed(9))
+    background, maps = torch.rand(5, 3), torch.rand(5, 40, 50)
+    difference = lambda p: (p - second) * maps[:, None]  # noqa: E731
+    pairs = [
+        (losses.ssim_map(first, losses.statistics(second)) * weigh).sum((1, 2, 3)),
+        (losses.ssim_map_reference(first, losses.statistics(second)) * weigh).sum((1, 2, 3)),
+        losses.absolute(first, second, background, (0.7, 0.2), maps),
+        0.7 * losses.composite_l1(difference(first), torch.zeros(5, 4, 40, 50), background)
+        + 0.2 * losses.alpha_l1(difference(first), torch.zeros(5, 4, 40, 50)),
+    ]
+    slopes = [torch.autograd.grad((loss * torch.arange(1, 6)).sum(), first)[0] for loss in pairs]
+    for ours, twin in ((0, 1), (2, 3)):
+        torch.testing.assert_close(pairs[ours], pairs[twin], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(slopes[ours], slopes[twin], rtol=1e-4, atol=1e-5)
+    doubles = losses.absolute(first.double(), second.double(), background.double(), (0.7, 0.2), maps.double())
+    torch.testing.assert_close(doubles.float(), pairs[2])
 
 
 def test_a_picture_is_like_itself_and_trusted():
@@ -66,3 +97,36 @@ def test_regularisers_vanish_where_they_should_and_only_there():
     ramp = torch.arange(5.0)[None, :, None].expand(2, 5, 3)
     assert losses.plane_smoothness(ramp) == 0
     torch.testing.assert_close(losses.plane_smoothness(ramp**2), torch.tensor(4.0))
+
+
+def test_depth_may_jump_where_colour_does_and_where_nothing_is():
+    depth, alpha, guide = torch.ones(1, 8, 8), torch.ones(1, 8, 8), torch.zeros(3, 8, 8)
+    assert losses.depth_smoothness(depth, alpha, guide, 1.0) == 0
+    depth[:, :, 4:] = 3.0
+    step = losses.depth_smoothness(depth, alpha, guide, 2.0)
+    torch.testing.assert_close(step, torch.tensor(8 / 56))  # eight of the 56 horizontal pairs jump by one unit
+    guide[:, :, 4:] = 1.0
+    assert losses.depth_smoothness(depth, alpha, guide, 2.0) < 1e-3 * step
+    alpha[:, :, 3:5] = 0
+    assert losses.depth_smoothness(depth, alpha, torch.zeros(3, 8, 8), 2.0) == 0
+
+
+def test_rigid_motion_costs_no_arap_and_shear_does():
+    generator = torch.Generator().manual_seed(0)
+    rest = torch.randn(30, 3, generator=generator)
+    edges = torch.cdist(rest, rest).topk(7, largest=False).indices[:, 1:]
+    turn = rotations(torch.randn(2, 4, generator=generator))
+    moved = torch.einsum("tij,nj->tni", turn, rest) + torch.randn(2, 1, 3, generator=generator)
+    assert losses.arap(rest, moved, edges) < 1e-10
+    shear = torch.eye(3) + 0.3 * torch.tensor([[0.0, 1, 0], [0, 0, 0], [0, 0, 0]])
+    sheared = (rest @ shear.mT).requires_grad_()
+    losses.arap(rest, sheared, edges).backward()
+    assert losses.arap(rest, sheared, edges) > 1e-3 and sheared.grad is not None and sheared.grad.isfinite().all()
+
+
+def test_even_motion_is_steady():
+    path = torch.arange(4.0)[:, None, None] * torch.randn(1, 5, 3)
+    assert losses.acceleration(path, 1.0) < 1e-10
+    torch.testing.assert_close(
+        losses.acceleration(path + torch.arange(4.0)[:, None, None] ** 2, 2.0), torch.tensor(3.0)
+    )

@@ -9,12 +9,20 @@ import torch
 from loom4d.cameras import turntable
 from loom4d.gaussians.asset import load_asset, motion_name, render, save_asset
 from loom4d.gaussians.flow import locally_affine, tracked
-from loom4d.gaussians.gaussians import Gaussians, multiplied, quaternions_of, rgb_of, rotations, sh_basis
+from loom4d.gaussians.gaussians import (
+    Gaussians,
+    multiplied,
+    quaternions_of,
+    rgb_of,
+    rotations,
+    sh_basis,
+)
 from loom4d.gaussians.initial import Cloud
 from loom4d.gaussians.motion import MOTIONS, DynamicGaussians
 from loom4d.gaussians.motion.controlled import Controlled, hermite
 from loom4d.gaussians.motion.deformed import FEATURES, RESOLUTION, Deformed, at_rest
 from loom4d.gaussians.motion.rigid import continued, neighbours, procrustes
+from loom4d.gaussians.motion.skinning import skinned, skinned_reference
 from loom4d.gaussians.motion.spacetime import DROPPED, Spacetime, rotations4, tilted
 from loom4d.runs import InputError, save_tensors
 
@@ -208,6 +216,23 @@ def test_skinning_weights_sum_to_one_over_four_bones():
     weights = asset.weights()
     torch.testing.assert_close(weights.sum(1), torch.ones(len(asset.means)))
     assert ((weights > 0).sum(1) <= 4).all()
+
+
+def test_native_skinning_equals_the_tensors():
+    generator = torch.Generator().manual_seed(4)
+    draw = lambda *shape: torch.randn(*shape, generator=generator).requires_grad_()  # noqa: E731
+    means, quaternions, weights, poses = draw(50, 3), draw(50, 4), draw(50, 4), draw(3, 9, 16)
+    bones = torch.randint(0, 9, (50, 4), generator=generator)
+    coming = torch.randn(3, 50, 7, generator=generator)
+    found = []
+    for skin in (skinned, skinned_reference):
+        places, turned = skin(means, quaternions, bones, weights, poses)
+        slopes = torch.autograd.grad(
+            (torch.cat([places, turned], -1) * coming).sum(), (means, quaternions, weights, poses)
+        )
+        found.append((places, turned, *slopes))
+    for ours, twin in zip(*found, strict=True):
+        torch.testing.assert_close(ours, twin, rtol=1e-3, atol=1e-4)
 
 
 def test_the_curve_passes_through_its_keys_and_is_exact_for_parabolas():

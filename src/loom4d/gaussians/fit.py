@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ from loom4d.gaussians.objective import (
 from loom4d.gaussians.rasterize import RasterOptions, default_backend, rasterize
 from loom4d.gaussians.state import FitState, adam, asset_of, bounded_shapes, named, state_of
 from loom4d.grid import ImageGrid, png
-from loom4d.runs import Event, InputError, Work
+from loom4d.runs import Event, InputError, Work, write_atomically
 
 STAGE = "fit"
 SMALLEST = 16  # pixels a side: no stage goes below
@@ -147,6 +148,21 @@ def fit(
         scores["held_out_psnr"] = score(asset, held_out)
     yield Event(STAGE, "done", step=state.step, total=config.iterations, data=scores)
     return asset
+
+
+def with_previews(work: Work[DynamicGaussians], folder: Path) -> Work[DynamicGaussians]:
+    """A fit whose previews are PNG files in a folder as soon as they are there; their events name them."""
+    while True:
+        try:
+            event = next(work)
+        except StopIteration as stop:
+            return stop.value
+        if "png" in event.data:
+            name = f"{event.stage}_{event.step:06}.png"
+            write_atomically(folder / name, base64.b64decode(event.data["png"]))
+            facts = {key: value for key, value in event.data.items() if key != "png"}
+            event = replace(event, data={**facts, "file": f"{folder.name}/{name}"})
+        yield event
 
 
 def score(asset: DynamicGaussians, grid: ImageGrid) -> float:

@@ -37,7 +37,7 @@ def tracked(
     match and of the neighbourhood that moves together, shrink from the size of the object to that of its details.
     """
     chosen = _some(start, generator)
-    extent = float(start.means.std(0).norm())
+    extent = max(float(start.means.std(0, correction=0).norm()), 1e-4)  # of one point, too
     moved, found = torch.zeros_like(chosen.means), []
     for moment in moments:
         target = _some(moment, generator)
@@ -68,7 +68,7 @@ def carried(
     """The moment at which the object is most spread out, at most `count` of its points far from each other, and where
     these are at every frame, by matching the surfaces."""
     moments = cloud.moments()
-    rest = max(range(len(moments)), key=lambda index: float(moments[index].means.std(0).norm()))
+    rest = max(range(len(moments)), key=lambda index: float(moments[index].means.std(0, correction=0).norm()))
     start = moments[rest]
     points = start.means[farthest(start.means, min(count, len(start.means)))]
     after = tracked(start, moments[rest + 1 :], points, generator)

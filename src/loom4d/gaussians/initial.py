@@ -190,3 +190,13 @@ def ball_cloud(grid: ImageGrid, count: int, generator: torch.Generator) -> Cloud
     radii = radius * torch.rand(total, 1, generator=generator) ** (1 / 3)
     times = moments.repeat_interleave(count)
     return Cloud(region.centre + directions * radii, times, torch.full((total, 3), 0.5), 4 * math.pi * radius**2)
+
+
+def still_cloud(
+    points: Float[Tensor, "point 3"], rgb: Float[Tensor, "point 3"], times: Float[Tensor, " frame"]
+) -> Cloud:
+    """Given points that do not move, at every moment; their surface is taken to be as large as their bounding box's."""
+    sides = (points.amax(0) - points.amin(0)).clamp_min(1e-3)
+    area = float(2 * (sides * sides.roll(1)).sum())
+    frames = len(times)
+    return Cloud(points.repeat(frames, 1), times.repeat_interleave(len(points)), rgb.repeat(frames, 1), area)

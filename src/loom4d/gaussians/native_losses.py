@@ -45,7 +45,7 @@ class SsimMap(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         taps, rendered, target, partials = ctx.saved_tensors
-        leaving, coming = torch.empty_like(rendered), gradients[0].contiguous()
+        leaving, coming = torch.zeros_like(rendered), gradients[0].contiguous()
         sizes = _sizes(*rendered.shape, torch.get_num_threads())
         tensors = (taps, rendered, target, partials, coming, leaving)
         _library().loom4d_ssim_backward(*sizes, *(native.pointer(tensor) for tensor in tensors))

@@ -132,48 +132,111 @@ template <class Task> void in_parts(int64_t threads, int64_t count, Task task) {
 }
 
 struct Scratch {
-    std::vector<float> line, rows, a, b, c;
+    std::vector<float> line, rows, a, b, c, d, e, f, g;
     Scratch(int64_t height, int64_t width)
-        : line(width + 2 * kHalf), rows((height + 2 * kHalf) * width), a(height * width), b(height * width), c(height * width) {}
+        : line(width + 2 * kHalf), rows((height + 2 * kHalf) * width), a(height * width), b(height * width), c(height * width),
+          d(height * width), e(height * width), f(height * width), g(height * width) {}
 };
+
+// The part of a plane outside of which both pictures are 0 so far around that the map is 1 and its gradient 0.
+struct Part {
+    int64_t top, bottom, left, right, width;  // width of the whole plane
+    int64_t rows() const { return bottom - top; }
+    int64_t columns() const { return right - left; }
+
+    void gather(const float *plane, float *out) const {
+        for (int64_t y = top; y < bottom; ++y, out += columns())
+            std::memcpy(out, plane + y * width + left, columns() * sizeof(float));
+    }
+    void scatter(const float *in, float *plane) const {
+        for (int64_t y = top; y < bottom; ++y, in += columns())
+            std::memcpy(plane + y * width + left, in, columns() * sizeof(float));
+    }
+};
+
+LOOM4D_CLONES bool any(int64_t count, const float *a, const float *b) {
+    uint32_t bits = 0;
+    for (int64_t i = 0; i < count; ++i) {
+        uint32_t one, other;
+        std::memcpy(&one, a + i, sizeof one);
+        std::memcpy(&other, b + i, sizeof other);
+        bits |= one | other;
+    }
+    return bits != 0;
+}
+
+Part part_of(int64_t height, int64_t width, const float *x, const float *y) {
+    int64_t top = 0, bottom = height, left = width, right = 0;
+    while (top < bottom && !any(width, x + top * width, y + top * width)) ++top;
+    while (bottom > top && !any(width, x + (bottom - 1) * width, y + (bottom - 1) * width)) --bottom;
+    for (int64_t row = top; row < bottom; ++row) {
+        const float *a = x + row * width, *b = y + row * width;
+        int64_t column = 0;
+        while (column < left && a[column] == 0 && b[column] == 0) ++column;
+        left = std::min(left, column);
+        column = width;
+        while (column > right && a[column - 1] == 0 && b[column - 1] == 0) --column;
+        right = std::max(right, column);
+    }
+    if (top >= bottom || left >= right) return {0, 0, 0, 0, width};
+    return {std::max<int64_t>(top - 2 * kHalf, 0), std::min(bottom + 2 * kHalf, height), std::max<int64_t>(left - 2 * kHalf, 0),
+            std::min(right + 2 * kHalf, width), width};
+}
 
 }  // namespace
 
 extern "C" {
 
 // SSIM of `planes` pairs at every pixel. Where `partials` is not null it receives, plane by plane, the derivatives of the
-// map with respect to the window means of x, x^2 and x y.
+// map with respect to the window means of x, x^2 and x y, as far as they matter.
 void loom4d_ssim(int64_t planes, int64_t height, int64_t width, int64_t threads, const float *taps, const float *rendered,
                  const float *target, const float *target_mean, const float *target_variance, float *map, float *partials) {
     const int64_t size = height * width;
     in_parts(threads, planes, [&](int64_t index) {
-        Scratch scratch(height, width);
-        const Plane plane{height, width, taps, scratch.line.data(), scratch.rows.data()};
-        const float *x = rendered + index * size, *y = target + index * size;
-        float *m = partials ? partials + 3 * index * size : scratch.a.data();
-        float *q = partials ? m + size : scratch.b.data(), *p = partials ? q + size : scratch.c.data();
-        windowed(plane, m, [&](int64_t row, float *line) { std::memcpy(line, x + row * width, width * sizeof(float)); });
-        windowed(plane, q, [&](int64_t row, float *line) { multiply(width, x + row * width, x + row * width, line); });
-        windowed(plane, p, [&](int64_t row, float *line) { multiply(width, x + row * width, y + row * width, line); });
-        compare(size, target_mean + index * size, target_variance + index * size, m, q, p, map + index * size);
+        const Part part = part_of(height, width, rendered + index * size, target + index * size);
+        std::fill(map + index * size, map + (index + 1) * size, 1.0f);
+        if (part.rows() == 0) return;
+        const int64_t w = part.columns(), count = part.rows() * w;
+        Scratch scratch(part.rows(), w);
+        const Plane plane{part.rows(), w, taps, scratch.line.data(), scratch.rows.data()};
+        float *x = scratch.a.data(), *y = scratch.b.data(), *mean = scratch.c.data(), *variance = scratch.d.data();
+        float *q = scratch.e.data(), *p = scratch.f.data(), *m = scratch.g.data();
+        part.gather(rendered + index * size, x), part.gather(target + index * size, y);
+        part.gather(target_mean + index * size, mean), part.gather(target_variance + index * size, variance);
+        windowed(plane, m, [&](int64_t row, float *line) { std::memcpy(line, x + row * w, w * sizeof(float)); });
+        windowed(plane, q, [&](int64_t row, float *line) { multiply(w, x + row * w, x + row * w, line); });
+        windowed(plane, p, [&](int64_t row, float *line) { multiply(w, x + row * w, y + row * w, line); });
+        compare(count, mean, variance, m, q, p, x);
+        part.scatter(x, map + index * size);
+        if (!partials) return;
+        part.scatter(m, partials + 3 * index * size);
+        part.scatter(q, partials + (3 * index + 1) * size);
+        part.scatter(p, partials + (3 * index + 2) * size);
     });
 }
 
-// The gradient with respect to the rendered planes of sum(gradient * map).
+// The gradient with respect to the rendered planes of sum(gradient * map); `out` comes in as zeros.
 void loom4d_ssim_backward(int64_t planes, int64_t height, int64_t width, int64_t threads, const float *taps,
                           const float *rendered, const float *target, const float *partials, const float *gradient, float *out) {
     const int64_t size = height * width;
     in_parts(threads, planes, [&](int64_t index) {
-        Scratch scratch(height, width);
-        const Plane plane{height, width, taps, scratch.line.data(), scratch.rows.data()};
-        const float *g = gradient + index * size;
+        const float *x = rendered + index * size, *y = target + index * size, *g = gradient + index * size;
+        const Part part = part_of(height, width, x, y);
+        if (part.rows() == 0) return;
+        const int64_t w = part.columns();
+        Scratch scratch(part.rows(), w);
+        const Plane plane{part.rows(), w, taps, scratch.line.data(), scratch.rows.data()};
         float *means[3] = {scratch.a.data(), scratch.b.data(), scratch.c.data()};
         for (int which = 0; which < 3; ++which) {
             const float *partial = partials + (3 * index + which) * size;
-            windowed(plane, means[which],
-                     [&](int64_t row, float *line) { multiply(width, g + row * width, partial + row * width, line); });
+            windowed(plane, means[which], [&](int64_t row, float *line) {
+                const int64_t at = (part.top + row) * width + part.left;
+                multiply(w, g + at, partial + at, line);
+            });
         }
-        combine(size, rendered + index * size, target + index * size, means[0], means[1], means[2], out + index * size);
+        part.gather(x, scratch.d.data()), part.gather(y, scratch.e.data());
+        combine(part.rows() * w, scratch.d.data(), scratch.e.data(), means[0], means[1], means[2], scratch.f.data());
+        part.scatter(scratch.f.data(), out + index * size);
     });
 }
 
