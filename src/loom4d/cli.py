@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import inspect
 import itertools
 import json
 import os
@@ -14,7 +15,7 @@ import webbrowser
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 import torch
 import tyro
@@ -41,7 +42,7 @@ from loom4d.training.candidates import candidates
 from loom4d.training.curation import CurationConfig, curate
 from loom4d.training.recipes import RECIPES, run_recipe, tiny
 from loom4d.training.shards import default_folder
-from loom4d.viewer import write_page
+from loom4d.viewer import disagreement_of, write_page
 
 console = Console(highlight=False, soft_wrap=True)
 SCORED = {"given_psnr": "the pictures given", "held_out_psnr": "those held out"}  # of a fit's report
@@ -178,7 +179,8 @@ def view(run: Annotated[Path, tyro.conf.Positional], /, browser: bool = True) ->
         if not (run / "asset.safetensors").exists():
             raise InputError(f"{run} holds neither viewer.html nor asset.safetensors; give a run folder")
         grid = load_grid(run / "grid") if (run / "grid" / "cameras.json").exists() else None
-        write_page(load_asset(run / "asset.safetensors"), page, title=run.name, grid=grid)
+        asset, disagreement = load_asset(run / "asset.safetensors"), disagreement_of(run) if grid else None
+        write_page(asset, page, title=run.name, grid=grid, disagreement=disagreement)
     if browser and not webbrowser.open(page.resolve().as_uri()):
         console.print("no browser could be started here")
     console.print(str(page))
@@ -189,20 +191,50 @@ def export_command(
     /,
     to: str,
     out: Path | None = None,
+    options: Any = None,
 ) -> None:
-    """Write a run's asset in a format that other programs read.
+    """Write a run's asset in a format that other programs read: mp4, webp, gif, glb, glb-morph, usd, ply, splatv, grid.
+
+    `loom4d export RUN --to FORMAT --help` lists the options of that format.
 
     Args:
         run: A run folder, or any folder with asset.safetensors.
-        to: mp4, webp, gif, glb, usd, ply, splatv or grid.
-        out: File or folder to write; by default beside the asset, named after the format.
+        to: The format's name.
+        out: File or folder to write; by default in the run's folder `export`, named after the format.
+        options: Choices of the format.
     """
     if to not in FORMATS:
-        raise InputError(f"unknown format {to!r}; choose one of {', '.join(FORMATS)}")
+        known = "\n".join(f"  {name:<10} {one.about}" for name, one in FORMATS.items())
+        raise InputError(f"unknown format {to!r}; the formats are\n{known}")
+    if not (run / "asset.safetensors").exists():
+        raise InputError(f"{run} holds no asset.safetensors; give the folder of a finished run")
     target = out or run / "export" / f"asset{FORMATS[to].suffix or '_' + to}"
     target.parent.mkdir(parents=True, exist_ok=True)
-    export_run(run, target, to)
-    console.print(f"wrote {target}")
+    said = export_run(run, target, to, options)
+    console.print(f"wrote {target}" + (f": {said}" if said else ""))
+
+
+def export_to(name: str) -> Callable[..., None]:
+    """The export command with the options of one format, or with none where no format has that name."""
+
+    @functools.wraps(export_command)
+    def command(run, /, to, out=None, options=None) -> None:
+        export_command(run, to, out, options)
+
+    command.__annotations__ = get_type_hints(export_command, include_extras=True)
+    chosen = FORMATS[name].options if name in FORMATS else None
+    command.__annotations__["options"] = (
+        Annotated[chosen, tyro.conf.arg(name="")] if chosen else tyro.conf.Suppress[None]  # type: ignore[valid-type]
+    )
+    signature = inspect.signature(export_command)
+    parameters = [
+        one.replace(annotation=command.__annotations__[one.name], default=chosen() if chosen else None)
+        if one.name == "options"
+        else one.replace(annotation=command.__annotations__[one.name])
+        for one in signature.parameters.values()
+    ]
+    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return command
 
 
 def weights(
@@ -383,7 +415,7 @@ def commands(arguments: list[str]) -> dict[str, Callable[..., None]]:
         "generate": functools.partial(generate, imagining=imagining, fitting=fitting),
         "fit": functools.partial(fit_command, fitting=fitting),
         "view": view,
-        "export": export_command,
+        "export": export_to(named("--to", "")),
         "weights": weights,
         "train": train,
         "curate": curate_command,

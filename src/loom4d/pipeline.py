@@ -31,7 +31,7 @@ from loom4d.runs import Event, InputError, Run, Work, result_of
 from loom4d.sources.assets import is_asset
 from loom4d.sources.framing import Config as SourceConfig
 from loom4d.sources.framing import load
-from loom4d.viewer import write_page
+from loom4d.viewer import disagreement_of, write_page
 
 STAGES = ("sources", "imagine", "fit", "orbit", "viewer")
 
@@ -248,7 +248,8 @@ def _orbit(asset: DynamicGaussians, grid: ImageGrid, config: GenerateConfig, run
 def _page(asset: DynamicGaussians, grid: ImageGrid, given: ImageGrid, title: str, run: Run) -> Stage:
     def make() -> Work[dict[str, Any]]:
         yield Event("viewer", "start", "writing viewer.html")
-        size = write_page(asset, run.path / "viewer.html", title=title, grid=grid, source=given)
+        page, disagreement = run.path / "viewer.html", disagreement_of(run.path)
+        size = write_page(asset, page, title=title, grid=grid, source=given, disagreement=disagreement)
         return {"bytes": size.page}
 
     return Stage(make, lambda: None)

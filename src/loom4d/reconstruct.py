@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -141,12 +141,14 @@ def placement_of(folder: Path) -> Placement:
         ) from error
 
 
-def export_run(folder: Path, target: Path, name: str) -> None:
-    """Writes a run's asset in a format of `FORMATS`, in the world of the pictures that it was fitted to."""
+def export_run(folder: Path, target: Path, name: str, options: Any = None) -> str:
+    """Writes a run's asset in a format of `FORMATS`, in the world of the pictures that it was fitted to.
+
+    `options` are the format's; returns what is to be said of the result.
+    """
     asset, placement = load_asset(folder / "asset.safetensors"), placement_of(folder)
-    options: Any = None
     if name == "grid":
-        options = TransformsOptions(placement=placement)
+        options = replace(options or TransformsOptions(), placement=placement)
     elif name in FORMATS and name not in FILMED:
         asset = placed(asset, placement)
-    export(asset, target, name, options)
+    return export(asset, target, name, options)
