@@ -21,8 +21,10 @@ import torch
 
 from laboratory_figure import draw
 from loom4d.diffusion.composition import (
+    Bands,
     Curve,
     alternating,
+    columns,
     composed,
     marginal_corrected,
     switched,
@@ -30,6 +32,8 @@ from loom4d.diffusion.composition import (
     weight_over,
 )
 from loom4d.diffusion.denoiser import Denoiser, Latents
+from loom4d.diffusion.frequency import over_time
+from loom4d.diffusion.reuse import by_turns, reused
 from loom4d.diffusion.samplers import RENOISING, SAMPLERS, Sampling, Step, euler_step, renoised, start, trajectory
 from loom4d.diffusion.schedules import SCHEDULES, Sigmas, karras, schedule
 from loom4d.evaluation.gaussian_field import (
@@ -37,6 +41,7 @@ from loom4d.evaluation.gaussian_field import (
     Verdict,
     along_time,
     around_orbit,
+    exact_clips,
     judged,
     one_sigma_error,
     response,
@@ -63,6 +68,12 @@ def blended(field: GivenField, curve: Curve, sigmas: Sigmas, trusting: bool = Fa
     return composed(field.multiview(), field.video(), weight_over(curve, sigmas, trust), negligible=0.0)
 
 
+def banded(field: GivenField, share: float, fine: float) -> Denoiser:
+    """What moves quickly (more than half a turn over the clip) by a share of its own."""
+    bands = Bands(lambda sigma: fine, lambda x: over_time(x, 0.5))
+    return composed(field.multiview(), field.video(), lambda sigma: share, bands=bands)
+
+
 def corrected(field: GivenField, gamma: float, knows: tuple[str, ...] = ("corner",)) -> Denoiser:
     even = composed(field.multiview(), field.video(), lambda sigma: 0.5)
     return marginal_corrected(even, field.cell(*knows), lambda sigma: gamma)
@@ -80,6 +91,14 @@ RULES: dict[str, Callable[[GivenField, Sigmas], Denoiser]] = {
     "cosine": lambda field, sigmas: blended(field, Curve("cosine"), sigmas),
     "logistic 0.5, 20 (paper)": lambda field, sigmas: blended(field, Curve(), sigmas),
     "logistic 0.6, 15": lambda field, sigmas: blended(field, Curve(midpoint=0.6, steepness=15.0), sigmas),
+    "over log sigma, 0.7 to 0.3": lambda field, sigmas: blended(
+        field, Curve("log_sigma", 0.7, 0.3, midpoint=2.0, steepness=2.0), sigmas
+    ),
+    "over log sigma, 0.3 to 0.7": lambda field, sigmas: blended(
+        field, Curve("log_sigma", 0.3, 0.7, midpoint=2.0, steepness=2.0), sigmas
+    ),
+    "slow from video, quick from multi-view": lambda field, sigmas: banded(field, 0.3, 0.7),
+    "slow from multi-view, quick from video": lambda field, sigmas: banded(field, 0.7, 0.3),
     "alternating": lambda field, sigmas: alternating(field.multiview(), field.video(), sigmas),
     "alternating above 2, then 0.5": lambda field, sigmas: switched(
         alternating(field.multiview(), field.video(), sigmas), corrected(field, 0.0), 2.0
@@ -120,6 +139,54 @@ def renoising(field: GivenField, sigmas: Sigmas) -> dict:
         name: {mode: shown(verdict(field, denoise, sigmas, repeating(field, mode, sigmas))) for mode in RENOISING}
         for name, denoise in chosen.items()
     }
+
+
+def placed(field: GivenField, sigmas: Sigmas) -> dict:
+    """Exact re-noising of the even blend at the steps after which the priors differ by more (rms)."""
+    table = {}
+    for limit in (0.1, 0.3, 0.5):
+        last, repeats = [0.0], [0]
+
+        def told(sigma: float, difference: Latents, last: list[float] = last) -> None:
+            parts = difference[..., 0, 0].split([field.given, difference.shape[2] - field.given], 2)
+            known = torch.einsum("vfa,ab,vfb->vf", parts[0], field.covariance_of_given, parts[0])
+            last[0] = float((known + (parts[1] ** 2).sum(2)).mean().sqrt())
+
+        def where(step: int, last: list[float] = last, repeats: list[int] = repeats, limit: float = limit) -> bool:
+            repeats[0] += last[0] > limit
+            return last[0] > limit
+
+        even = composed(field.multiview(), field.video(), lambda sigma: 0.5, observe=told)
+        step = renoised(euler_step, "exact", where, symbolic_renoising(field, "exact", sigmas))
+        table[str(limit)] = shown(verdict(field, even, sigmas, step)) | {"repeats": repeats[0]}
+    return table
+
+
+def shortcuts(field: GivenField) -> dict:
+    """What is lost when estimates are used again: 16 aligned steps of DPM++ 2M under the corrected blend."""
+    sigmas, mean = schedule("align_your_steps_svd", 16), field.mean_of_columns.transpose(0, 1)
+
+    def turning(every: int) -> Denoiser:
+        def bind(frames) -> Denoiser:
+            return exact_clips(field.by_views, mean[list(frames)])
+
+        return columns(by_turns(bind, range(len(mean)), every, sigmas, {}, "columns"))
+
+    def rule(multiview: Denoiser, video: Denoiser, cell: Denoiser) -> Denoiser:
+        return marginal_corrected(composed(multiview, video, lambda sigma: 0.5), cell, lambda sigma: 0.6)
+
+    around, along, cell = field.multiview(), field.video(), field.cell("corner")
+    chosen = {
+        "none": rule(around, along, cell),
+        "cells every 2nd step": rule(around, along, reused(cell, 2, sigmas, {}, "cells")),
+        "multi-view every 2nd step": rule(reused(around, 2, sigmas, {}, "multiview"), along, cell),
+        "video every 2nd step": rule(around, reused(along, 2, sigmas, {}, "video"), cell),
+        "columns by turns of 2": rule(turning(2), along, cell),
+        "all every 2nd step": reused(rule(around, along, cell), 2, sigmas, {}, "all"),
+    }
+    fewer = schedule("align_your_steps_svd", 8)
+    table = {name: shown(verdict(field, denoise, sigmas, SAMPLERS["dpmpp_2m"])) for name, denoise in chosen.items()}
+    return table | {"eight steps": shown(verdict(field, rule(around, along, cell), fewer, SAMPLERS["dpmpp_2m"]))}
 
 
 def samplers(field: GivenField) -> Iterator[dict]:
@@ -184,6 +251,8 @@ def main() -> None:
         "rules": {name: shown(judged(field, x)) for name, x in samples.items()},
         "correction": correction(field, sigmas),
         "renoising": renoising(field, sigmas),
+        "re-noising where they differ": placed(field, sigmas),
+        "shortcuts": shortcuts(field),
         "samplers": list(samplers(field)),
         "one_sigma": one_sigma(field),
         "disagreement": disagreement(field, sigmas),

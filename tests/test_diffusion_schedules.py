@@ -1,12 +1,27 @@
 """Sigma sequences against their published numbers and their laws."""
 
+import json
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from loom4d.diffusion.schedules import ALIGNED_SVD, SCHEDULES, align_your_steps_svd, karras, schedule, trained_ladder
+from loom4d.diffusion.schedules import (
+    ALIGNED_SVD,
+    LEARNED_SMALL,
+    SCHEDULES,
+    align_your_steps_svd,
+    karras,
+    learned_small,
+    schedule,
+    trained_ladder,
+)
+
+LEARNED = Path(__file__).parent.parent / "benchmarks" / "results" / "schedule.json"
 
 
 def test_karras_has_the_numbers_of_svd_at_fifty_steps():
@@ -55,3 +70,16 @@ def test_what_is_no_schedule_is_refused():
     for steps, low, high in ((0, 0.1, 1.0), (5, 1.0, 0.5), (5, 0.0, 1.0)):
         with pytest.raises(ValueError, match="needs steps"):
             karras(steps, low, high)
+
+
+def test_learned_steps_are_those_of_the_recorded_measurement():
+    """The knots cut the measured density, curvature^⅓ over ln σ, into equal parts."""
+    record = json.loads(LEARNED.read_text())
+    assert list(LEARNED_SMALL) == record["knots_ln_sigma"]
+    depths, curvature = -np.array(record["measured"]["ln_sigma"]), record["measured"]["curvature"][1:-1]
+    density = np.array([curvature[0], *curvature, curvature[-1]]) ** (1 / 3)
+    area = np.concatenate([[0], np.cumsum(np.diff(depths) * (density[1:] + density[:-1]) / 2)])
+    parts = np.diff(np.interp(-np.array(LEARNED_SMALL), depths, area))
+    assert np.allclose(parts, area[-1] / 16, rtol=5e-3)
+    knots = torch.tensor(LEARNED_SMALL, dtype=torch.float64).exp()
+    assert_close(learned_small(16, 0.02, 80.0)[:16], knots[:16], rtol=1e-3, atol=0)

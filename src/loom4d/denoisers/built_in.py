@@ -11,6 +11,7 @@ from torch import Tensor
 
 from loom4d.denoisers.autoencoder import STRIDE, Autoencoder
 from loom4d.denoisers.family import CrossingClip, Family, Guidance
+from loom4d.denoisers.shallow import Fresh, Slots, in_steps, shallow_prior
 from loom4d.denoisers.small import ClipCondition, Crossing, SmallPrior, guided_prior
 from loom4d.denoisers.weights import load_autoencoder, load_prior
 from loom4d.diffusion.denoiser import Denoiser, Latents, Sigma
@@ -37,8 +38,8 @@ def clip_times(times: Float[Tensor, " frame"], given_frame: int) -> Float[Tensor
 class SmallPriors:
     """The trained networks, and what a `Family` asks of them."""
 
-    def __init__(self, autoencoder: Autoencoder, prior: SmallPrior):
-        self.autoencoder, self.prior = autoencoder, prior
+    def __init__(self, autoencoder: Autoencoder, prior: SmallPrior, fresh: Fresh | None = None):
+        self.autoencoder, self.prior, self.fresh = autoencoder, prior, fresh
 
     @torch.inference_mode()
     def encode(self, premultiplied: Float[Tensor, "b 4 height width"]) -> Float[Tensor, "b c h w"]:
@@ -67,7 +68,11 @@ class SmallPriors:
             known = torch.ones(len(pictures), dtype=torch.bool)
             across = Crossing(latents, crossing.azimuths_deg, crossing.times, known)
         condition = ClipCondition(self.encode(pictures), azimuths_deg, elevations_deg, times, across)
-        return fast_arithmetic(guided_prior(self.prior, condition, guidance))
+        if self.fresh is None:
+            return fast_arithmetic(guided_prior(self.prior, condition, guidance))
+        slots = Slots()  # of this denoiser alone: no other one's features are taken for its own
+        guided = fast_arithmetic(guided_prior(shallow_prior(self.prior, slots), condition, guidance))
+        return in_steps(guided, slots, self.fresh)
 
     def video(
         self,
@@ -113,11 +118,16 @@ def small(folder: Path | None = None, settings: object = None) -> Family:
     """
     autoencoder, _ = load_autoencoder(folder)
     prior, _ = load_prior(folder)
-    priors, side = SmallPriors(autoencoder, prior), prior.config.cells
+    return family_of(SmallPriors(autoencoder, prior))
+
+
+def family_of(priors: SmallPriors) -> Family:
+    """What methods see of the networks."""
+    config = priors.prior.config
     return Family(
         name="small",
-        resolution=side * STRIDE,
-        latent_shape=(prior.config.channels, side, side),
+        resolution=config.cells * STRIDE,
+        latent_shape=(config.channels, config.cells, config.cells),
         views=8,
         frames=8,
         sigma_min=0.02,
@@ -127,5 +137,6 @@ def small(folder: Path | None = None, settings: object = None) -> Family:
         video=priors.video,
         multiview=priors.multiview,
         image=priors.image,
-        crossings=prior.config.crossings,
+        crossings=config.crossings,
+        shallow=lambda fresh: family_of(SmallPriors(priors.autoencoder, priors.prior, fresh)),
     )

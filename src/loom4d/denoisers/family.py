@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor
 
-from loom4d.diffusion.denoiser import Denoiser
+from loom4d.diffusion.denoiser import Denoiser, Sigma
 
 
 @runtime_checkable
@@ -120,6 +120,8 @@ class Family:
     multiview: MultiviewPrior
     image: ImagePrior | None = None  # the cells' own prior, where the family has one
     crossings: bool = False  # whether its priors may be told a crossing clip
+    shallow: Callable[[Callable[[Sigma], bool]], Family] | None = None  # the same priors, whose deep layers are asked
+    # where the function of σ holds, and in between stand as they were last; each denoiser remembers its own
     running: Running | None = None  # where there is a choice of how to run
 
 

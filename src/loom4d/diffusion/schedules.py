@@ -16,6 +16,13 @@ SIGMA_MIN, SIGMA_MAX = 0.002, 700.0  # of SVD and SV3D
 # scale that place belongs to SVD's smallest sigma.
 ALIGNED_SVD = (700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002)
 
+# ln σ that cut the density of steps into equal parts, for the built-in priors and a second-order sampler; learned by
+# benchmarks/learn_schedule.py, which wrote the same numbers to benchmarks/results/schedule.json.
+LEARNED_SMALL = (
+    *(4.382, 4.0093, 3.7288, 3.4622, 3.184, 2.8374, 2.4775, 2.1235),
+    *(1.7677, 1.3938, 0.9901, 0.5238, -0.0226, -0.6647, -1.4392, -2.4415, -3.912),
+)
+
 
 def karras(steps: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX, rho: float = 7.0) -> Sigmas:
     """σᵢ = (σ_max^{1/ρ} + i/(N−1) · (σ_min^{1/ρ} − σ_max^{1/ρ}))^ρ, then 0 (EDM, Equation 5)."""
@@ -30,8 +37,17 @@ def align_your_steps_svd(steps: int, sigma_min: float = SIGMA_MIN, sigma_max: fl
 
     With another range than SVD's the curve is stretched in ln σ to meet it; it is then a good guess, no optimum.
     """
+    return _stretched(torch.tensor(ALIGNED_SVD, dtype=torch.float64).log(), steps, sigma_min, sigma_max)
+
+
+def learned_small(steps: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX) -> Sigmas:
+    """Steps that err alike under the built-in priors, at any number of them; stretched to other ranges likewise."""
+    return _stretched(torch.tensor(LEARNED_SMALL, dtype=torch.float64), steps, sigma_min, sigma_max)
+
+
+def _stretched(knots: Float[Tensor, " knot"], steps: int, sigma_min: float, sigma_max: float) -> Sigmas:
+    """`knots` in ln σ moved linearly to the range's ends and interpolated to `steps` + 1 places; the last becomes 0."""
     _check(steps, sigma_min, sigma_max)
-    knots = torch.tensor(ALIGNED_SVD, dtype=torch.float64).log()
     high, low = torch.tensor([sigma_max, sigma_min], dtype=torch.float64).log()
     knots = low + (knots - knots[-1]) * (high - low) / (knots[0] - knots[-1])
     place = torch.linspace(0, len(knots) - 1, steps + 1, dtype=torch.float64)[:-1]
@@ -50,6 +66,7 @@ def trained_ladder(beta_first: float = 0.00085, beta_last: float = 0.012, steps:
 SCHEDULES: dict[str, Callable[[int, float, float], Sigmas]] = {
     "karras": karras,
     "align_your_steps_svd": align_your_steps_svd,
+    "learned_small": learned_small,
 }
 
 

@@ -37,7 +37,7 @@ from loom4d.diffusion.denoiser import Denoiser, Latents, Sigma, grid_noise
 from loom4d.diffusion.disagreement import Disagreement
 from loom4d.diffusion.frequency import FILTERS
 from loom4d.diffusion.guidance import guided, linear
-from loom4d.diffusion.reuse import Held, by_turns, reused
+from loom4d.diffusion.reuse import Held, by_turns, reused, step_of
 from loom4d.diffusion.samplers import Sampling
 from loom4d.diffusion.schedules import schedule
 from loom4d.grid import ImageGrid, straight
@@ -112,6 +112,16 @@ def default() -> DiffusionSquaredConfig:
     )
 
 
+def preview() -> DiffusionSquaredConfig:
+    """The default's rule in six steps, for a look: more than eight times less work than `full`."""
+    return replace(default(), steps=6, schedule="learned_small", correction=0.0)
+
+
+def full() -> DiffusionSquaredConfig:
+    """The default's rule in fifty steps with nothing left out: what shortcuts are measured against."""
+    return replace(default(), steps=50, shortcuts=Shortcuts())
+
+
 def paper() -> DiffusionSquaredConfig:
     """As the paper has it: 50 Euler steps, a falling logistic share (s₀ = 0.5, k = 20), first row and column given."""
     return DiffusionSquaredConfig(
@@ -137,7 +147,7 @@ def released() -> DiffusionSquaredConfig:
     )
 
 
-PRESETS = {"default": default, "paper": paper, "released": released}
+PRESETS = {"default": default, "preview": preview, "full": full, "paper": paper, "released": released}
 
 STREAMS = {"column": 1 << 20, "row": 2 << 20, "grid": 0}  # of the noise: no stage shares another's
 
@@ -166,11 +176,23 @@ class Weaver:
     def __init__(self, given: ImageGrid, family: Family, config: DiffusionSquaredConfig, memory: Memory | None):
         config = sized(config, family)
         self.given, self.family, self.config, self.memory = given, family, config, memory
+        self.outer = self._shallow()
         self.cameras, self.times = extent(given, config)
         self.reference = config.reference_frame % len(self.times) if given.frames > 1 else 0
         self.azimuths = self.cameras.azimuths_deg()[:, 0]
         self.elevations = self.cameras.elevations_deg()[:, 0]
         self.sigmas = schedule(config.schedule, config.steps, family.sigma_min, family.sigma_max)
+
+    def _shallow(self) -> Family:
+        """The family that draws the grid: its deep layers are asked at every so-manieth step only."""
+        every = self.config.shortcuts.deep_every
+        if every == 1:
+            return self.family
+        if self.family.shallow is None:
+            raise InputError(
+                f"the {self.family.name} priors cannot leave deep layers out; use --imagining.shortcuts.deep-every 1"
+            )
+        return self.family.shallow(lambda sigma: step_of(self.sigmas)(sigma) % every == 0)
 
     def column(self) -> Work[Float[Tensor, "view 4 height width"]]:
         """Premultiplied pictures of the reference instant from every view; the given one stands as given."""
@@ -272,7 +294,7 @@ class Weaver:
         views = asked.any(1).nonzero()[:, 0].tolist()
 
         def bind(some: Sequence[int]) -> Denoiser:
-            return self.family.video(
+            return self.outer.video(
                 column[some], self.elevations[some], self.times, told, guidance, **told_of(across, some)
             )
 
@@ -291,7 +313,7 @@ class Weaver:
         frames = asked.any(0).nonzero()[:, 0].tolist()
 
         def bind(some: Sequence[int]) -> Denoiser:
-            return self.family.multiview(row[some], self.azimuths, self.elevations, guidance, **told_of(across, some))
+            return self.outer.multiview(row[some], self.azimuths, self.elevations, guidance, **told_of(across, some))
 
         return columns(by_turns(bind, frames, turns, self.sigmas, held, "columns"), frames)
 
@@ -347,10 +369,10 @@ class Weaver:
         azimuths, elevations, since = self.azimuths[view], self.elevations[view], self._since[frame]
         if not self._crossing:
             pictures = repeat(row[self.reference], "c h w -> cell c h w", cell=len(view))
-            return self.family.image(pictures, azimuths, elevations, since, Guidance())
+            return self.outer.image(pictures, azimuths, elevations, since, Guidance())
         still = torch.zeros_like(azimuths)
         crossing = CrossingClip(row[frame][:, None], self.azimuths[0] - azimuths, still)
-        return self.family.image(column[view], still, elevations, since, Guidance(), crossing)
+        return self.outer.image(column[view], still, elevations, since, Guidance(), crossing)
 
     def _at_first(
         self, picture: Float[Tensor, "1 4 height width"], size: tuple[int, int]
@@ -390,6 +412,7 @@ class Weaver:
             {} if held is None else held,
             self.family.decode,
             config.preview_every,
+            config.shortcuts.deep_every if stage == "grid" else 1,
         )
         return (yield from walked(walk, denoise, noise, self.memory))
 

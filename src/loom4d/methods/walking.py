@@ -34,6 +34,7 @@ class Walk:
     held: Held = field(default_factory=dict)
     preview: Decode | None = None  # shows the clean estimate
     preview_every: int = 0  # steps; 0 for never
+    saved_every: int = 1  # steps; where networks remember on their own, those at which they start anew
 
 
 def walked(walk: Walk, denoise: Denoiser, noise: Latents, memory: Memory | None) -> Work[Latents]:
@@ -43,7 +44,7 @@ def walked(walk: Walk, denoise: Denoiser, noise: Latents, memory: Memory | None)
     yield Event(walk.stage, "start", f"{noise.shape[0]} × {noise.shape[1]} pictures", begun.step, total)
     before = state = begun
     for state in states(walk, denoise, begun):
-        if memory is not None:
+        if memory is not None and (state.step % walk.saved_every == 0 or state.step == total):
             memory.save_state(walk.stage, remembered(state, walk), step=state.step)
         data: dict[str, Any] = {"sigma": round(walk.sigmas[state.step].item(), 4)}
         yield Event(walk.stage, "progress", "", state.step, total, data)
