@@ -42,8 +42,7 @@ from loom4d.serve.settings import Limits, Settings
 TESTS = Path(__file__).parent.parent / "tests"
 sys.path.insert(0, str(TESTS))
 
-from serve_tiny import write_checkpoints  # noqa: E402
-from serving import Served, free_port  # noqa: E402
+from serving import Served, free_port, write_checkpoints  # noqa: E402
 
 TINY = {"method": "tiny", "preset": "quick", "quality": "tiny"}
 

@@ -1,15 +1,12 @@
-"""An extension for the web app's tests: a preset and a quality that take a moment. Untrained priors do for them."""
+"""An extension for the web app's tests: a method and qualities that take a moment, or very long.
+
+It registers what it brings, so only servers import it, never the tests themselves.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
-import torch
-
-from loom4d.denoisers.autoencoder import Autoencoder, AutoencoderConfig
-from loom4d.denoisers.small import SmallConfig, SmallPrior
-from loom4d.denoisers.weights import AUTOENCODER, PRIOR, write_weights
 from loom4d.export.video import OrbitOptions
 from loom4d.gaussians.fit import PRESETS, FitConfig
 from loom4d.methods import METHODS, Method
@@ -26,13 +23,3 @@ METHODS["tiny"] = Method(
 )
 PRESETS["tiny"] = lambda: FitConfig(iterations=10, count=60)
 PRESETS["long"] = lambda: FitConfig(iterations=100000, count=60, state_every=50)
-
-
-def write_checkpoints(folder: Path) -> Path:
-    """Weights of the small family at its smallest."""
-    torch.manual_seed(0)
-    config = AutoencoderConfig(channels=4, width=16, deep_width=16, encoder_blocks=1, decoder_blocks=1)
-    write_weights(folder / AUTOENCODER, Autoencoder(config), {"config": vars(config), "step": 0, "scores": {}})
-    small = SmallConfig(4, 2, 32, 2, 2)
-    write_weights(folder / PRIOR, SmallPrior(small), {"config": vars(small), "step": 0, "scores": {}})
-    return folder

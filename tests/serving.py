@@ -14,6 +14,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from loom4d.denoisers.autoencoder import Autoencoder, AutoencoderConfig
+from loom4d.denoisers.small import SmallConfig, SmallPrior
+from loom4d.denoisers.weights import AUTOENCODER, PRIOR, write_weights
+from loom4d.serve.settings import Settings, to_json
+
 START = """
 import json, sys
 from pathlib import Path
@@ -21,6 +28,16 @@ from loom4d.serve.app import serve
 from loom4d.serve.settings import Limits, from_json
 serve(from_json(sys.argv[1]), lambda line: print(line, flush=True))
 """
+
+
+def write_checkpoints(folder: Path) -> Path:
+    """Weights of the small family at its smallest."""
+    torch.manual_seed(0)
+    config = AutoencoderConfig(channels=4, width=16, deep_width=16, encoder_blocks=1, decoder_blocks=1)
+    write_weights(folder / AUTOENCODER, Autoencoder(config), {"config": vars(config), "step": 0, "scores": {}})
+    small = SmallConfig(4, 2, 32, 2, 2)
+    write_weights(folder / PRIOR, SmallPrior(small), {"config": vars(small), "step": 0, "scores": {}})
+    return folder
 
 
 def free_port() -> int:
@@ -31,9 +48,7 @@ def free_port() -> int:
 class Served:
     """One server on one folder and port, whatever becomes of its processes."""
 
-    def __init__(self, settings: Any):
-        from loom4d.serve.settings import to_json
-
+    def __init__(self, settings: Settings):
         self.settings, self.record = settings, to_json(settings)
         self.process: subprocess.Popen[bytes] | None = None
 

@@ -24,6 +24,7 @@ from starlette.testclient import TestClient
 from loom4d.denoisers import DENOISERS
 from loom4d.export import FORMATS
 from loom4d.gaussians.fit import PRESETS as QUALITIES
+from loom4d.gaussians.fit import FitConfig
 from loom4d.grid import to_bytes
 from loom4d.methods import METHODS
 from loom4d.pipeline import GenerateConfig
@@ -34,10 +35,12 @@ from loom4d.serve.guard import Tokens
 from loom4d.serve.settings import Limits, ServeError, Settings, from_json, is_loopback, to_json
 from loom4d.serve.site import Hub, shown, title_of
 from loom4d.serve.store import BrokenStore, FullDisk, Job, Store, Timing, Upload
+from loom4d.serve.trial import trials
 from loom4d.serve.worker import Clock, explained, zipped
 from loom4d.sources.framing import load
 from loom4d.viewer import write_page
 from moving_assets import spacetime_asset
+from serving import write_checkpoints
 
 OFFER = choices.form(
     {"small": {"resolution": 16, "views": 3, "frames": 2}, "big": {"missing": "its files are not here"}}
@@ -361,6 +364,23 @@ def test_the_time_is_known_from_earlier_runs_else_from_a_trial():
     assert plans.estimate(chosen, "picture", every) | {"stages": {}} == {
         "seconds": 12.0, "stages": {}, "how": dict.fromkeys(keys, "1 jobs"), "line": "from your last run of this kind"
     }  # fmt: skip
+
+
+def test_a_trial_measures_every_preset_and_quality_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(choices, "FILM", replace(choices.FILM, size=32))
+    monkeypatch.setattr("loom4d.serve.trial.QUALITIES", {"preview": lambda: FitConfig(count=60, iterations=10)})
+    method = METHODS["diffusion-squared"]
+    presets = {name: method.presets[name] for name in ("default", "paper")}
+    monkeypatch.setattr("loom4d.serve.trial.METHODS", {"diffusion-squared": replace(method, presets=presets)})
+    folders = {"small": write_checkpoints(tmp_path)}
+    settings, store = Settings(folder=tmp_path, checkpoints=tmp_path), Store(tmp_path / "a.sqlite")
+    assert sum(1 for _ in trials(OFFER, folders, settings, store)) > 20  # others may work in between
+    for preset in presets:
+        chosen = {**OFFER["defaults"], "preset": preset, "quality": "preview"}
+        known = plans.estimate(chosen, "picture", store.timings())
+        assert known["seconds"] > 0 and "trial" in known["line"]
+        assert set(known["stages"]) >= {"sources", "column", "row", "grid", "fit", "orbit", "viewer"}
+    assert list(trials(OFFER, folders, settings, store)) == []  # all is known
 
 
 def test_pauses_cost_no_time():

@@ -9,8 +9,7 @@ import pytest
 
 from browser import Browser, chromium
 from loom4d.serve.settings import Settings
-from serve_tiny import write_checkpoints
-from serving import Served, free_port
+from serving import Served, free_port, write_checkpoints
 from test_serve import picture
 
 pytestmark = pytest.mark.skipif(chromium() is None, reason="no Chromium on this machine")
@@ -94,12 +93,12 @@ def test_a_file_becomes_an_asset_that_plays_and_can_be_taken_home(served, browse
     browser.wait("document.querySelector('iframe.viewer')", 120)
     assert browser.run(UNNAMED) == []
     browser.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path / "downloads"))
-    browser.run("document.querySelector('[aria-label=\"Make splatv\"]').click()")
-    browser.wait("document.querySelector('[aria-label=\"Download splatv\"]')", 120)
-    browser.run("document.querySelector('[aria-label=\"Download splatv\"]').click()")
-    served.until(lambda: list((tmp_path / "downloads").glob("*.splatv")), 60)
-    written = served.settings.exports(job) / "splatv.splatv"
-    taken = next((tmp_path / "downloads").glob("*.splatv"))
+    browser.run("document.querySelector('[aria-label=\"Make ply\"]').click()")
+    browser.wait("document.querySelector('[aria-label=\"Download ply\"]')", 120)
+    browser.run("document.querySelector('[aria-label=\"Download ply\"]').click()")
+    served.until(lambda: list((tmp_path / "downloads").glob("*.zip")), 60)
+    written = served.settings.exports(job) / "ply.zip"
+    taken = next((tmp_path / "downloads").glob("*.zip"))
     served.until(lambda: taken.exists() and taken.read_bytes() == written.read_bytes(), 30)
 
     for width in (390, 1100):

@@ -9,24 +9,26 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from loom4d.serve.settings import Settings
-from serve_tiny import write_checkpoints
-from serving import Served, free_port
+from loom4d.serve.settings import Limits, Settings
+from serving import Served, free_port, write_checkpoints
 from test_serve import picture
 
 TINY = {"method": "tiny", "preset": "quick", "quality": "tiny"}
 SLOW = {"method": "tiny", "preset": "slow", "quality": "tiny"}
 
 
-@pytest.fixture
-def served(tmp_path):
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("serve")
     settings = Settings(
-        folder=tmp_path / "serve",
+        folder=folder / "data",
         port=free_port(),
-        checkpoints=write_checkpoints(tmp_path),
+        checkpoints=write_checkpoints(folder),
         extensions=("serve_tiny",),
         trials=False,
+        limits=Limits(look_cpu_seconds=0.5),
     )
     server = Served(settings)
     server.start()
@@ -43,6 +45,17 @@ def order(server: Served, upload: str, choices: dict[str, str]) -> str:
 
 def asset(server: Served, job: str) -> bytes:
     return (server.settings.run(job) / "asset.safetensors").read_bytes()
+
+
+def test_a_file_that_keeps_its_reader_busy_is_given_up_and_the_next_is_read(served):
+    """Sixty million pixels in few bytes: within every limit but that of time."""
+    buffer = io.BytesIO()
+    Image.new("1", (7900, 7900)).save(buffer, "PNG")
+    before = set(served.children())
+    status, _, answer = served.reply("POST", "/api/uploads?name=long.png", buffer.getvalue())
+    assert status == 422 and b"too long" in answer
+    assert served.ask("POST", "/api/uploads?name=thing.png", picture())["kind"] == "picture"
+    assert len(set(served.children()) - before) == 1 and len(served.children()) == 3
 
 
 def test_killed_servers_and_workers_leave_jobs_that_go_on_to_the_same_bytes(served):

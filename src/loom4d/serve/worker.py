@@ -230,7 +230,10 @@ def written(run: Path, folder: Path, name: str) -> Path:
         options = replace(options, fitted_size=load_grid(run / "grid").size[0])
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{name}{chosen.suffix}"  # two formats may share a suffix
-    export(asset, target, name, options)
+    try:
+        export(asset, target, name, options)
+    except InputError as error:
+        raise InputError(str(error).replace(f"{target}: ", "")) from error
     return target if chosen.suffix else zipped(target)
 
 
