@@ -49,7 +49,7 @@ TINY = Sizes(
 
 def random_prior(kind: Kind, sizes: Sizes, dtype: torch.dtype, device: torch.device) -> Stable:
     """The exact architecture with random weights, made where they are used."""
-    config = memory.unet_config(sizes, kind)
+    config = stable.unet_config(sizes, kind)
     with torch.device("meta"):
         tower = ImageTower(sizes.tower)
     stock, vae = stock_unet(config), kind.build_vae(sizes.vae)
@@ -171,7 +171,7 @@ def counted(sizes: Sizes, dtype: torch.dtype, options: argparse.Namespace) -> di
     """Operations and predicted memory, from shapes alone."""
     costs = {}
     for kind, pictures in ((svd.KIND, sizes.frames), (sv3d.KIND, sizes.views)):
-        cost = memory.unet_cost(memory.unet_config(sizes, kind), pictures, memory.latent_side(sizes), dtype)
+        cost = memory.unet_cost(stable.unet_config(sizes, kind), pictures, memory.latent_side(sizes), dtype)
         costs[kind.name] = {"tflop_per_evaluation": cost.flop / 1e12, "activations_gb": cost.peak_bytes / 1e9}
     decode = memory.decode_cost(sizes.vae, memory.latent_side(sizes), stable.decoder_dtype(dtype))
     rows_, columns_ = sizes.views - 1, sizes.frames - 1
@@ -221,7 +221,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 
 def measured(sizes: Sizes, dtype: torch.dtype, device: torch.device, options: argparse.Namespace) -> dict[str, Any]:
     deadline = time.monotonic() + options.budget
-    plan = memory.plan(sizes, (svd.KIND, sv3d.KIND), dtype, options.max_memory)
+    plan = memory.plan(sizes, (svd.KIND, sv3d.KIND), dtype, options.max_memory, device.type == "cpu")
     report: dict[str, Any] = {"plan": asdict(plan)}
     report["ceiling_flop_per_second"] = ceiling(device, dtype, deadline)
     priors = []

@@ -17,8 +17,8 @@ TINY = {
     "vae": {"width": 32},
     "tower": {"width": 32, "depth": 2, "head_width": 16, "patch": 7, "resolution": 28, "token_width": 24},
     "resolution": 64,
-    "views": 3,
-    "frames": 3,
+    "views": 2,
+    "frames": 2,
 }
 
 
@@ -67,8 +67,10 @@ def write_diffusers(twin, kind, folder, sizes: Sizes):
         save_file(tensors, folder / part / "diffusion_pytorch_model.safetensors")
     tower, tensors = twin.conditioner.embedders[0].open_clip.model.visual.state_dict(), {}
     for name, value in tower.items():
-        names = clip.from_transformers(name).names
-        pieces = value.chunk(3) if len(names) == 3 else [value.T if name == "proj" else value]
-        tensors.update({one: piece.contiguous() for one, piece in zip(names, pieces, strict=True)})
+        for one in clip.from_transformers(name).names:
+            piece = value.T if name == "proj" else value
+            if "self_attn." in one and "in_proj" in name:  # theirs are three, open_clip's is queries, keys, values
+                piece = value.chunk(3)["qkv".index(one.split("self_attn.")[1][0])]
+            tensors[one] = piece.contiguous()
     (folder / "image_encoder").mkdir()
     save_file(tensors, folder / "image_encoder" / "model.safetensors")

@@ -121,6 +121,38 @@ def test_the_shelf_keeps_only_what_stays_and_sends_back_without_copying():
     assert before == [[tensor.data_ptr() for tensor in network.state_dict().values()] for network in networks]
 
 
+@needs_diffusers
+def test_only_the_usual_pass_is_compiled(priors, monkeypatch):
+    """Compiling for the shapes of a few left-over passes would take longer than they do."""
+    asked = []
+
+    def compile_(network, **options):
+        assert options == {"dynamic": False}
+        return lambda x, level, condition: asked.append(len(x)) or network(x, level, condition)
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    one = full_size.family(*priors, memory.Plan(sequences=4), full_size.FullSizeConfig(compiled=True))
+    pictures, x = torch.rand(3, 4, 64, 64), torch.randn(3, 2, 4, 8, 8)
+    one.video(pictures, torch.zeros(3), torch.arange(2.0), 0, Guidance(1.5, 3.0))(x, 3.0)
+    assert asked == [4]  # two guided clips; the third goes alone
+    angles = torch.zeros(3)
+    one.image(pictures, angles, angles, angles, Guidance())(x[:, :1], 3.0)
+    assert asked == [4]
+
+
+@needs_diffusers
+def test_the_page_shows_every_piece_alone(folder, tmp_path, monkeypatch):
+    """The example of docs/full_size.md, run as it stands."""
+    page = (Path(__file__).parents[1] / "docs" / "full_size.md").read_text()
+    code = page.split("```python\n")[1].split("```")[0]
+    (tmp_path / "weights").symlink_to(folder)
+    monkeypatch.chdir(tmp_path)
+    made: dict[str, torch.Tensor] = {}
+    exec(code, made)
+    assert made["sample"].shape == (2, 2, 4, 8, 8) and made["sample"].isfinite().all()
+    assert made["colours"].shape == (1, 3, 64, 64) and made["token"].shape == (1, 24)
+
+
 # --- alpha ---------------------------------------------------------------------------------------------------------
 
 
@@ -150,7 +182,7 @@ def test_enclosed_white_stays():
 def test_the_published_costs_of_one_evaluation():
     """Counted by others on the original code: 41.160 and 34.579 TFLOP, of which single-token attention saves 3.9 %."""
     for kind, pictures, published in ((svd.KIND, 25, 41.160e12), (sv3d.KIND, 21, 34.579e12)):
-        cost = memory.unet_cost(memory.unet_config(Sizes(), kind), pictures, 72, torch.bfloat16)
+        cost = memory.unet_cost(stable.unet_config(Sizes(), kind), pictures, 72, torch.bfloat16)
         assert cost.flop == pytest.approx(published * (1 - 0.0395), rel=0.003)
     assert memory.decode_cost(VAEConfig(), 72, torch.float16).flop == pytest.approx(3.863e12, rel=1e-3)
 
@@ -176,7 +208,7 @@ def test_predicted_activations_are_those_of_a_real_run(priors):
     alive = memory.Alive()
     with torch.no_grad(), alive:
         model.unet(x, level, condition)
-    predicted = memory.unet_cost(memory.unet_config(sizes, svd.KIND), 3, 8, torch.float32).peak_bytes
+    predicted = memory.unet_cost(stable.unet_config(sizes, svd.KIND), 3, 8, torch.float32).peak_bytes
     assert alive.peak == pytest.approx(predicted, rel=0.05)
 
 

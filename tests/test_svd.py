@@ -1,7 +1,9 @@
 """SVD and SV3D against plain twins of the original code, on tiny checkpoints of the original layout."""
 
+import copy
 import importlib.util
 import math
+import tracemalloc
 from dataclasses import replace
 from itertools import pairwise
 
@@ -333,6 +335,24 @@ def test_no_guidance_asks_the_network_once_per_clip(twins):
     assert calls == [4, 2, 2, 1]
 
 
+def test_the_prior_of_single_cells_is_the_network_without_its_layers_over_time(twins):
+    """The twin's mixing factors are turned to "space alone"; it is told the token and no latent."""
+    twin, model = twins["svd"]
+    flat = copy.deepcopy(twin.model.diffusion_model)
+    for name, value in flat.named_parameters():
+        if name.endswith("mix_factor"):
+            value.fill_(40.0)
+    pictures, angles, x = torch.rand(3, 4, 64, 64), torch.tensor([0.0, 90.0, 90.0]), torch.randn(3, 1, 4, 8, 8)
+    pictures[2] = pictures[1]
+    prior = svd.image_prior(model, model.unet, svd.SVDConfig(), 2, (4, 8, 8))
+    ours = prior(pictures, angles, torch.zeros(3), torch.zeros(3), Guidance())(x, 1.5)
+    tokens = stable.embed(model, stable.on_white(pictures))
+    vector = svd.vector(svd.SVDConfig(), 1).expand(3, 1, -1)
+    level = torch.full((3,), math.log(1.5) / 4)
+    v = twin_velocity(flat, x / math.sqrt(1.5**2 + 1), level, torch.zeros(3, 4, 8, 8), tokens, vector)
+    assert relative(ours, x / (1.5**2 + 1) - 1.5 / math.sqrt(1.5**2 + 1) * v) < 1e-5
+
+
 # --- decoding ------------------------------------------------------------------------------------------------------
 
 
@@ -364,6 +384,17 @@ def test_windows_without_a_temporal_decoder_change_nothing(twins):
         )
     finally:
         model.vae.load_state_dict(state)
+
+
+def test_windows_leave_no_seam(twins):
+    """Windows put end to end jump where one ends; ours fade, and stay closer to the clip decoded in one go."""
+    model, (frames, window) = twins["svd"][1], (12, 6)
+    latents = torch.randn(1, 4, 4, 4).expand(frames, -1, -1, -1) + 0.1 * torch.randn(frames, 4, 4, 4)
+    whole, faded = (vae.decode_clip(model.vae, latents, one) for one in (frames, window))
+    apart = torch.cat([vae.decode_clip(model.vae, part, window) for part in latents.split(window)])
+    apart_jumps, faded_jumps = ((one[1:] - one[:-1]).abs().mean((1, 2, 3)) for one in (apart, faded))
+    assert faded_jumps[2:-2].max() < 0.6 * apart_jumps[window - 1]  # a clip's own ends jump by themselves
+    assert (faded - whole).abs().mean() < 0.8 * (apart - whole).abs().mean()
 
 
 # --- files ---------------------------------------------------------------------------------------------------------
@@ -448,6 +479,20 @@ def test_missing_and_truncated_files_and_pickles_are_refused(twins, tmp_path):
     (tmp_path / "folder" / "unet" / "diffusion_pytorch_model.bin").touch()
     with pytest.raises(ValueError, match=r"pickled diffusion_pytorch_model\.bin"):
         svd.load_svd(tmp_path / "folder", SIZES)
+
+
+def test_reading_takes_one_tensor_beyond_the_network(twins, tmp_path):
+    state = twins["svd"][0].state_dict()
+    save_file(state, tmp_path / "svd_xt.safetensors")
+    read = stable.opened(tmp_path / "svd_xt.safetensors", svd.KIND, SIZES, torch.bfloat16)
+    tracemalloc.start()
+    try:
+        model = read()
+        # The lone encoder and the condition's stay in float32, so what was read for them stays.
+        kept = sum(4 * value.numel() for part in (model.encoder, model.vae.encoder) for value in part.parameters())
+        assert tracemalloc.get_traced_memory()[1] - kept < 3e6 + max(4 * value.numel() for value in state.values())
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("kind,tensors,parameters", [("svd", 2446, 2_389_819_785), ("sv3d", 2212, 2_342_222_549)])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from loom4d.denoisers.clip import ImageTower
-from loom4d.denoisers.stable import Kind, Sizes, decoder_dtype
+from loom4d.denoisers.stable import Kind, Sizes, decoder_dtype, unet_config
 from loom4d.denoisers.unet import ClipUNet, UNetConfig, stock_unet
 from loom4d.denoisers.vae import VAEConfig, lone_encoder, video_vae
 from loom4d.runs import InputError, peak_memory_gb
@@ -185,10 +185,6 @@ def autoencoder_gb(config: VAEConfig, build: Callable[[VAEConfig], Any], dtype: 
 
 def _numbers(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
-
-
-def unet_config(sizes: Sizes, kind: Kind) -> UNetConfig:
-    return replace(sizes.unet, vector_width=kind.vector_width)
 
 
 def latent_side(sizes: Sizes) -> int:

@@ -92,16 +92,13 @@ def opened(
 ) -> Callable[[], Stable]:
     """`load` in two steps: all that the headers can say is checked at once, and the result of this does the reading."""
     sizes = sizes or Sizes()
-    sizes = replace(sizes, unet=replace(sizes.unet, vector_width=kind.vector_width))
-    stock = unets.stock_unet(sizes.unet)
-    with torch.device("meta"):
-        tower = ImageTower(sizes.tower)
-    vae = kind.build_vae(sizes.vae)
-    encoder = vaes.lone_encoder(sizes.vae) if kind.own_encoder and not path.is_dir() else None
+    networks = Networks.of(kind, sizes, lone=kind.own_encoder and not path.is_dir())
     if path.is_dir():
-        parts = _diffusers_parts(path, kind, dtype, stock, vae, tower)
+        parts = _diffusers_parts(path, kind, dtype, networks)
     else:
-        parts = _original_parts(path, kind, sizes, dtype, (stock, vae, tower, encoder))
+        file = TensorFile(path)
+        _expect(file, kind)
+        parts = original_parts(file, kind, sizes, dtype, networks)
     for part in parts:
         part.claim()
     for part in parts:
@@ -110,9 +107,31 @@ def opened(
     def read() -> Stable:
         for part in parts:
             part.fill()
-        return Stable(kind.name, ClipUNet(stock, sizes.unet), tower, vae, encoder)
+        unet = ClipUNet(networks.unet, unet_config(sizes, kind))
+        return Stable(kind.name, unet, networks.tower, networks.vae, networks.encoder)
 
     return read
+
+
+@dataclass(frozen=True)
+class Networks:
+    """What a checkpoint fills, without memory."""
+
+    unet: Stock
+    tower: ImageTower
+    vae: Stock
+    encoder: Stock | None
+
+    @classmethod
+    def of(cls, kind: Kind, sizes: Sizes, lone: bool) -> Networks:
+        with torch.device("meta"):
+            tower = ImageTower(sizes.tower)
+        encoder = vaes.lone_encoder(sizes.vae) if lone else None
+        return cls(unets.stock_unet(unet_config(sizes, kind)), tower, kind.build_vae(sizes.vae), encoder)
+
+
+def unet_config(sizes: Sizes, kind: Kind) -> UNetConfig:
+    return replace(sizes.unet, vector_width=kind.vector_width)
 
 
 def decoder_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -120,36 +139,29 @@ def decoder_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype == torch.float32 else torch.float16
 
 
-def _original_parts(
-    path: Path, kind: Kind, sizes: Sizes, dtype: torch.dtype, networks: tuple[Stock, Stock, ImageTower, Stock | None]
-) -> list[Part]:
-    """The networks (UNet, autoencoder, tower, lone encoder) in one file with the originals' names."""
-    stock, vae, tower, encoder = networks
-    file = TensorFile(path)
-    _expect(file, kind)
+def original_parts(file: TensorFile, kind: Kind, sizes: Sizes, dtype: torch.dtype, networks: Networks) -> list[Part]:
+    """The networks in one file with the originals' names."""
     given = f"conditioner.embedders.{kind.embedder}.encoder.encoder."
     of_vae = vaes.original_names(sizes.vae, given, "first_stage_model.decoder.")
     parts = [
-        Part(stock, file, unets.original_names(sizes.unet), _all_in(dtype)),
-        Part(tower, file, same_names("conditioner.embedders.0.open_clip.model.visual."), _all_in(dtype)),
-        Part(vae, file, of_vae, _vae_dtypes(dtype)),
+        Part(networks.unet, file, unets.original_names(sizes.unet), _all_in(dtype)),
+        Part(networks.tower, file, same_names("conditioner.embedders.0.open_clip.model.visual."), _all_in(dtype)),
+        Part(networks.vae, file, of_vae, _vae_dtypes(dtype)),
     ]
-    if encoder is not None:
+    if networks.encoder is not None:
         names = vaes.original_names(sizes.vae, "first_stage_model.encoder.", None)
-        parts.append(Part(encoder, file, names, _all_in(torch.float32)))
+        parts.append(Part(networks.encoder, file, names, _all_in(torch.float32)))
     return parts
 
 
-def _diffusers_parts(
-    folder: Path, kind: Kind, dtype: torch.dtype, stock: Stock, vae: Stock, tower: ImageTower
-) -> list[Part]:
+def _diffusers_parts(folder: Path, kind: Kind, dtype: torch.dtype, networks: Networks) -> list[Part]:
     """The networks in three files with diffusers' and transformers' names."""
     of_unet, of_vae, of_tower = (TensorFile(_weights_in(folder / part)) for part in ("unet", "vae", "image_encoder"))
     _expect(of_unet, kind, "add_embedding.linear_1.weight")
     return [
-        Part(stock, of_unet, same_names(), _all_in(dtype)),
-        Part(vae, of_vae, same_names(), _vae_dtypes(dtype)),
-        Part(tower, of_tower, from_transformers, _all_in(dtype)),
+        Part(networks.unet, of_unet, same_names(), _all_in(dtype)),
+        Part(networks.vae, of_vae, same_names(), _vae_dtypes(dtype)),
+        Part(networks.tower, of_tower, from_transformers, _all_in(dtype)),
     ]
 
 
