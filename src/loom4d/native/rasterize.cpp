@@ -404,6 +404,8 @@ LOOM4D_CLONES void blend_backward(const Loom4dScene &scene, const Loom4dPictures
         }
         std::memcpy(slots + static_cast<size_t>(image.entries[entry].slot) * kSlot, total, sizeof total);
     }
+    for (uint32_t entry = image.tile_end[tile]; entry < image.tile_start[tile + 1]; ++entry)  // hidden by those before
+        std::memset(slots + static_cast<size_t>(image.entries[entry].slot) * kSlot, 0, kSlot * sizeof(float));
 }
 
 struct PointGradient {
@@ -456,8 +458,9 @@ PointGradient unproject(const Loom4dScene &scene, int64_t index, const Splat &sp
     return g;
 }
 
-void gather(const Loom4dScene &scene, const State &state, const std::vector<std::vector<float>> &slots, int64_t point,
-            const Loom4dGradients &out) {
+using Slots = std::vector<std::unique_ptr<float[]>>;  // per image; every tile writes all of its own
+
+void gather(const Loom4dScene &scene, const State &state, const Slots &slots, int64_t point, const Loom4dGradients &out) {
     for (int64_t index = 0; index < scene.images; ++index) {
         const Image &image = state.images[index];
         const int32_t which = image.splat_of[point];
@@ -523,12 +526,12 @@ void *loom4d_rasterize_forward(const Loom4dScene *scene, const Loom4dPictures *o
 int loom4d_rasterize_backward(const void *handle, const Loom4dScene *scene, const Loom4dPictures *out,
                               const Loom4dPictures *grad, const Loom4dGradients *gradients) try {
     const State &state = *static_cast<const State *>(handle);
-    std::vector<std::vector<float>> slots(scene->images);
-    for (int64_t i = 0; i < scene->images; ++i) slots[i].assign(state.images[i].entries.size() * kSlot, 0.0f);
+    Slots slots(scene->images);
+    for (int64_t i = 0; i < scene->images; ++i) slots[i].reset(new float[state.images[i].entries.size() * kSlot]);
     const int64_t tiles = static_cast<int64_t>(tiles_along(scene->width)) * tiles_along(scene->height);
     parallel(scene->threads, scene->images * tiles, [&](int64_t task) {
         const int64_t index = task / tiles;
-        blend_backward(*scene, *out, *grad, state.images[index], index, static_cast<int>(task % tiles), slots[index].data());
+        blend_backward(*scene, *out, *grad, state.images[index], index, static_cast<int>(task % tiles), slots[index].get());
     });
     parallel(scene->threads, chunks(scene->points), [&](int64_t chunk) {
         const int64_t end = std::min(scene->points, (chunk + 1) * kChunk);

@@ -70,7 +70,7 @@ def rasterize_cpu(gaussians: Gaussians | Ellipsoids, cameras: Cameras, options: 
     points, flat = means.shape[-2], cameras.reshape(-1)
     screen_offsets = screen_zeros(batch, points, means, options)
     colours = flattened(rgb_of(gaussians.colours, means, flat.positions.reshape(*batch, 3)), 2, batch)
-    covariances = gaussians.covariances if isinstance(gaussians, Ellipsoids) else _covariances(gaussians)
+    covariances = gaussians.covariances if isinstance(gaussians, Ellipsoids) else _covariances(gaussians, options)
     rotation, translation = opencv_pose(flat)
     packed = torch.cat([rotation.flatten(1), translation, pixel_intrinsics(flat, options)], 1).float().contiguous()
     blended, alpha, median, visible = _Rasterize.apply(
@@ -144,30 +144,34 @@ def _scene(inputs, options: RasterOptions) -> Scene:
         means.shape[-2],
         options.height,
         options.width,
-        options.threads or torch.get_num_threads(),
+        _threads(options),
         *(native.pointer(tensor) for tensor in (means, covariances, opacities, colours, cameras, offsets)),
         *(stride(means, 2), stride(covariances, 3), stride(opacities, 1), stride(colours, 2)),
         *(options.blur, options.alpha_cut, options.alpha_cap, options.near),
     )
 
 
-def _covariances(gaussians: Gaussians) -> Tensor:
+def _threads(options: RasterOptions) -> int:
+    return options.threads or torch.get_num_threads()
+
+
+def _covariances(gaussians: Gaussians, options: RasterOptions) -> Tensor:
     quaternions, log_scales = gaussians.quaternions, gaussians.log_scales
     if quaternions.shape[:-2] != log_scales.shape[:-2]:
         batch = torch.broadcast_shapes(quaternions.shape[:-2], log_scales.shape[:-2])
         quaternions, log_scales = quaternions.expand(*batch, -1, 4), log_scales.expand(*batch, -1, 3)
-    return _Covariances.apply(quaternions.contiguous(), log_scales.contiguous())
+    return _Covariances.apply(quaternions.contiguous(), log_scales.contiguous(), _threads(options))
 
 
 class _Covariances(torch.autograd.Function):
     """`Gaussians.covariances` in one pass."""
 
     @staticmethod
-    def forward(ctx: Any, quaternions, log_scales):
+    def forward(ctx: Any, quaternions, log_scales, threads: int):
         covariances = torch.empty(*quaternions.shape[:-1], 3, 3)
-        count, threads = ctypes.c_int64(log_scales.numel() // 3), ctypes.c_int64(torch.get_num_threads())
+        count, ctx.threads = ctypes.c_int64(log_scales.numel() // 3), ctypes.c_int64(threads)
         library().loom4d_rasterize_covariances(
-            count, threads, *(native.pointer(tensor) for tensor in (quaternions, log_scales, covariances))
+            count, ctx.threads, *(native.pointer(tensor) for tensor in (quaternions, log_scales, covariances))
         )
         ctx.save_for_backward(quaternions, log_scales)
         return covariances
@@ -176,7 +180,8 @@ class _Covariances(torch.autograd.Function):
     def backward(ctx: Any, *gradients):
         quaternions, log_scales = ctx.saved_tensors
         leaving = torch.empty_like(quaternions), torch.empty_like(log_scales)
-        count, threads = ctypes.c_int64(log_scales.numel() // 3), ctypes.c_int64(torch.get_num_threads())
+        count = ctypes.c_int64(log_scales.numel() // 3)
         tensors = (quaternions, log_scales, gradients[0].contiguous(), *leaving)
-        library().loom4d_rasterize_covariances_backward(count, threads, *(native.pointer(tensor) for tensor in tensors))
-        return leaving
+        pointers = [native.pointer(tensor) for tensor in tensors]
+        library().loom4d_rasterize_covariances_backward(count, ctx.threads, *pointers)
+        return (*leaving, None)
