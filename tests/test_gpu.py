@@ -18,7 +18,7 @@ def test_the_prior_answers_alike_on_both():
     prior = SmallPrior(SmallConfig(4, 4, 64, 4, 2))
     for weight in prior.parameters():
         weight.data.add_(0.05 * torch.randn_like(weight))
-    condition = ClipCondition(torch.randn(2, 4, 4, 4), *(torch.rand(2, 3) for _ in range(3)))
+    condition = ClipCondition(torch.randn(2, 1, 4, 4, 4), *(torch.rand(2, 3) for _ in range(3)))
     x, level, kept = torch.randn(2, 3, 4, 4, 4), torch.zeros(2), torch.tensor([True, False])
     with torch.inference_mode():
         ours = prior(x, level, condition, kept)

@@ -26,7 +26,7 @@ def randomised(network):
 def transformer():
     torch.manual_seed(0)
     prior = randomised(SmallPrior(SmallConfig(channels=4, cells=2, width=16, depth=4, heads=2)))
-    condition = ClipCondition(torch.randn(2, 4, 2, 2), torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(2, 3))
+    condition = ClipCondition(torch.randn(2, 1, 4, 2, 2), torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(2, 3))
     kept = torch.ones(2, dtype=torch.bool)
     return prior, lambda network, x: network(x, torch.full((2,), 0.1), condition, kept), torch.randn(2, 3, 4, 2, 2)
 

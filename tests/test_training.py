@@ -2,14 +2,17 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.testing import assert_close
 
 from loom4d.denoisers.small import ClipCondition
 from loom4d.diffusion.denoiser import from_velocity
 from loom4d.runs import InputError, load_tensors, result_of
-from loom4d.training.loop import LoopConfig, learning_rate, read_log
+from loom4d.training.curation import Examined, Verdict, write_shard
+from loom4d.training.loop import COLOURS, LoopConfig, arithmetic, curve, learning_rate, peak_arithmetic, read_log
 from loom4d.training.objective import LatentGrids, some_cells, velocity_error
 from loom4d.training.recipes import RECIPES, run_recipe, tiny
 from loom4d.training.shards import ShardConfig, make_shards, open_shards
@@ -33,7 +36,9 @@ def family(tmp_path_factory, data):
 def test_every_recipe_ends_in_its_weight_file(family):
     assert {file.name for file in family.glob("*.safetensors")} == {"autoencoder.safetensors", "prior.safetensors"}
     _, facts = load_tensors(family / "prior.safetensors")
-    assert facts["step"] == 6 and set(facts["scores"]) == {"video", "multiview", "cell"}
+    assert facts["step"] == 6
+    kinds = {"video", "multiview", "cell"}
+    assert set(facts["scores"]) == kinds | {f"{kind} crossed" for kind in kinds}
     assert (family / "prior" / "curve.png").exists() and (family / "prior" / "samples_000006.png").exists()
 
 
@@ -85,7 +90,7 @@ def test_a_network_without_error_is_the_exact_denoiser():
     """Zero velocity error means D(x; σ) = clean, for any σ that the objective draws."""
     generator = torch.Generator().manual_seed(0)
     clean = torch.randn(4, 2, 3, 2, 2, generator=generator)
-    condition = ClipCondition(clean[:, 0], *(torch.zeros(4, 2) for _ in range(3)))
+    condition = ClipCondition(clean[:, :1], *(torch.zeros(4, 2) for _ in range(3)))
     seen = []
 
     def perfect(x, label, condition, kept):
@@ -119,18 +124,121 @@ def test_clips_are_cut_as_they_are_told():
 
 
 def test_crossing_clips_are_cut_as_they_are_told():
+    """A picture's own camera gives it what is known of it, another camera what crosses it, rows and columns alike."""
     cells = torch.arange(2 * 4 * 3.0).reshape(2, 4, 3)[..., None, None, None]
     grids = LatentGrids(cells, torch.tensor([5.0, 7.0]))
     one, two, three = torch.tensor([1]), torch.tensor([2]), torch.tensor([3])
-    across = grids.videos(one, two, one, three).condition.crossing
-    assert across.pictures.flatten().tolist() == [21.0, 22.0, 23.0]  # view 3, all frames
-    assert across.azimuths_deg.tolist() == [90.0] and across.times.tolist() == [0.0]
-    across = grids.orbits(one - 1, one, three, two).condition.crossing
-    assert across.pictures.flatten().tolist() == [11.0, 2.0, 5.0, 8.0]  # frame 2, views from 3 on
-    assert across.azimuths_deg.tolist() == [0.0] and across.times.tolist() == [0.5]
-    drawn = some_cells(grids, 2, torch.Generator().manual_seed(0), crossed=True)
+    condition = grids.videos(one, two, one, three).condition
+    assert condition.picture.flatten().tolist() == [19.0] * 3
+    assert condition.crossing.pictures.flatten().tolist() == [21.0, 22.0, 23.0]  # view 3, all frames
+    assert condition.crossing.azimuths_deg.tolist() == [[90.0] * 3]
+    condition = grids.orbits(one - 1, one, three, two).condition
+    assert condition.picture.flatten().tolist() == [11.0, 2.0, 5.0, 8.0]  # frame 2, views from 3 on
+    assert condition.azimuths_deg.tolist() == [[0.0] * 4] and condition.times.tolist() == [[-0.5] * 4]
+    assert condition.crossing.pictures.flatten().tolist() == [10.0] * 4  # frame 1, view 3
+    assert condition.crossing.azimuths_deg.tolist() == [[0.0, -90.0, -180.0, -270.0]]
+    untold = grids.orbits(one - 1, one, three, two, torch.tensor([False])).condition
+    plain = grids.orbits(one - 1, one, three).condition
+    assert_close(untold.picture, plain.picture.expand_as(untold.picture))
+    assert_close(untold.azimuths_deg, plain.azimuths_deg)
+    assert_close(untold.times, plain.times)
+    drawn = some_cells(grids, 2, torch.Generator().manual_seed(0), crossed=1.0)
     place, condition = drawn.latents.flatten().long(), drawn.condition
-    row, column = condition.picture.flatten().long(), condition.crossing.pictures.flatten().long()
-    assert (row // 3 == place // 3).all() and (column % 3 == place % 3).all()  # of its own row, of its own column
-    assert_close(condition.times[:, 0], (place - row) % 3 * 0.5 - ((place % 3) < (row % 3)) * 1.5)
-    assert_close(condition.crossing.azimuths_deg, (column // 3 - place // 3) * 90.0)
+    own, other = condition.picture.flatten().long(), condition.crossing.pictures.flatten().long()
+    assert (own // 3 == place // 3).all() and (other % 3 == place % 3).all()
+    assert_close(condition.times[:, 0], (place % 3 - own % 3) * 0.5)
+    assert_close(condition.crossing.azimuths_deg[:, 0], (other // 3 - place // 3) * 90.0)
+
+
+def test_checkpoints_and_weight_files_describe_themselves(family):
+    for file in (family / "prior" / "checkpoint.safetensors", family / "prior.safetensors"):
+        _, facts = load_tensors(file)
+        assert facts["config"]["crossings"] and facts["made by"] == "a changed recipe" and facts["step"] == 6
+        assert facts["training"]["data"]["grids"] == 4 and facts["training"]["loop"]["steps"] == 6
+    assert load_tensors(family / "prior.safetensors")[1]["licence"] == "Apache-2.0"
+
+
+def test_the_log_says_how_fast(family):
+    rated = [line for line in read_log(family / "prior") if "loss" in line]
+    assert rated and all(line["pictures_per_second"] > 0 and 0 < line["peak_share"] < 1 for line in rated)
+
+
+class Line(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(30, 50, bias=False)
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+class Fit:
+    """A task of one matrix product: 2 · 7 · 30 · 50 operations forth, as many back for the weights."""
+
+    pictures = 7
+
+    def __init__(self):
+        self.network = Line()
+
+    def loss(self, call, generator):
+        return call(torch.randn(7, 30, generator=generator)).square().mean()
+
+    def preview(self):
+        raise NotImplementedError
+
+    def scores(self):
+        raise NotImplementedError
+
+
+def test_arithmetic_is_counted_and_leaves_no_trace():
+    task = Fit()
+    before = task.network.layer.weight.clone()
+    assert arithmetic(task, task.network) == 2 * 2 * 7 * 30 * 50
+    assert torch.equal(task.network.layer.weight, before) and task.network.layer.weight.grad is None
+    assert 1e8 < peak_arithmetic(torch.device("cpu"), False, 0.01) < 1e14
+
+
+def test_the_curve_shows_the_loss_and_every_task():
+    lines = [{"step": step, "loss": 1 / step} for step in range(1, 100)]
+    assert (np.asarray(curve(lines[:1])) == 255).all()
+    lines += [{"step": step, "scores": {"video": 1 / step, "orbit": 2 / step}} for step in (50, 99)]
+    pixels = {tuple(pixel) for pixel in np.asarray(curve(lines)).reshape(-1, 3).tolist()}
+    assert {(30, 90, 200), COLOURS[0], COLOURS[1]} <= pixels and COLOURS[2] not in pixels
+
+
+# --- real assets beside procedural objects ---------------------------------------------------------------------------
+
+
+def curated(folder, licence, count=3, value=40):
+    """A folder as curation leaves it: grids of 3 × 3 pictures of 16²."""
+    (folder / "train").mkdir(parents=True)
+    pictures = np.full((3, 3, 4, 16, 16), value, np.uint8)
+    facts = {"name": folder.name, "licence": licence, "attribution": f"the makers of {folder.name}"}
+    write_shard(folder / "train", 0, [(Examined(Verdict("kept", {}), b"", pictures, 12.0), facts)] * count)
+    return folder
+
+
+def test_assets_are_trained_on_beside_procedural_objects_and_change_the_licence(tmp_path, family, data):
+    curated(tmp_path / "assets" / "beasts", "CC-BY-SA-3.0")
+    curated(tmp_path / "assets" / "toys", "CC0-1.0", 2)
+    work = run_recipe(tiny(RECIPES["prior"]), tmp_path / "out", data, weights=family, assets=tmp_path / "assets")
+    events = []
+    _, facts = load_tensors(result_of(work, events.append))
+    assert "5 grids of real assets beside 4" in [event.message for event in events]
+    assert facts["licence"] == "CC-BY-SA-3.0" and facts["assets"]["grids"] == 5
+    assert facts["assets"]["attribution"] == ["the makers of beasts", "the makers of toys"]
+    alone = run_recipe(tiny(RECIPES["prior"]), tmp_path / "cc0", data, weights=family, assets=tmp_path / "assets/toys")
+    assert load_tensors(result_of(alone))[1]["licence"] == "Apache-2.0"
+
+
+@pytest.mark.parametrize("licences", [("unknown",), ("CC-BY-SA-3.0", "CC-BY-SA-4.0")])
+def test_assets_that_may_not_be_mixed_are_refused(tmp_path, family, data, licences):
+    for licence in licences:
+        curated(tmp_path / "assets" / licence, licence)
+    with pytest.raises(InputError, match="cannot be trained on together"):
+        result_of(run_recipe(tiny(RECIPES["prior"]), tmp_path, data, weights=family, assets=tmp_path / "assets"))
+
+
+def test_a_folder_without_curated_grids_is_refused(tmp_path, family, data):
+    with pytest.raises(InputError, match="loom4d curate"):
+        result_of(run_recipe(tiny(RECIPES["prior"]), tmp_path, data, weights=family, assets=tmp_path))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from loom4d.denoisers.autoencoder import STRIDE, Autoencoder
 from loom4d.denoisers.family import CrossingClip, Family, Guidance
-from loom4d.denoisers.shallow import Fresh, Slots, in_steps, shallow_prior
+from loom4d.denoisers.shallow import Fresh
 from loom4d.denoisers.small import ClipCondition, Crossing, SmallPrior, guided_prior
 from loom4d.denoisers.weights import load_autoencoder, load_prior
 from loom4d.diffusion.denoiser import Denoiser, Latents, Sigma
@@ -51,28 +51,43 @@ class SmallPriors:
 
     def guided(
         self,
-        pictures: Float[Tensor, "clip 4 height width"],
+        given: Float[
+            Tensor,
+            (
+                clip  # picture c h w
+            ),
+        ],
         azimuths_deg: Float[Tensor, "clip picture"],
         elevations_deg: Float[Tensor, "clip picture"],
         times: Float[Tensor, "clip picture"],
         guidance: Guidance,
-        crossing: CrossingClip | None = None,
+        crossing: Crossing | None = None,
     ) -> Denoiser:
-        """The prior of clips whose pictures are taken there and then, each clip given its picture."""
-        across = None
-        if crossing is not None:
-            if not self.prior.config.crossings:
-                raise ValueError("these weights know no crossing clips")
-            flat = self.encode(rearrange(crossing.pictures, "clip picture ... -> (clip picture) ..."))
-            latents = rearrange(flat, "(clip picture) ... -> clip picture ...", clip=len(pictures))
-            known = torch.ones(len(pictures), dtype=torch.bool)
-            across = Crossing(latents, crossing.azimuths_deg, crossing.times, known)
-        condition = ClipCondition(self.encode(pictures), azimuths_deg, elevations_deg, times, across)
-        if self.fresh is None:
-            return fast_arithmetic(guided_prior(self.prior, condition, guidance))
-        slots = Slots()  # of this denoiser alone: no other one's features are taken for its own
-        guided = fast_arithmetic(guided_prior(shallow_prior(self.prior, slots), condition, guidance))
-        return in_steps(guided, slots, self.fresh)
+        """The prior of clips whose pictures are taken there and then, seen from the given latents."""
+        if crossing is not None and not self.prior.config.crossings:
+            raise ValueError("these weights know no crossing clips")
+        condition = ClipCondition(given, azimuths_deg, elevations_deg, times, crossing)
+        return fast_arithmetic(guided_prior(self.prior, condition, guidance))
+
+    def crossing(
+        self,
+        pictures: Float[
+            Tensor,
+            (
+                clip  # picture 4 height width
+            ),
+        ],
+        azimuths_deg: Float[Tensor, "clip picture"],
+    ) -> Crossing:
+        """What another camera, so far around from each picture's own, saw at each picture's instant."""
+        latents = self.encode_clips(pictures).expand(-1, azimuths_deg.shape[1], -1, -1, -1)
+        return Crossing(latents, azimuths_deg, torch.ones(len(latents), dtype=torch.bool))
+
+    def encode_clips(
+        self, pictures: Float[Tensor, "clip picture 4 height width"]
+    ) -> Float[Tensor, "clip picture c h w"]:
+        flat = self.encode(rearrange(pictures, "clip picture ... -> (clip picture) ..."))
+        return rearrange(flat, "(clip picture) ... -> clip picture ...", clip=len(pictures))
 
     def video(
         self,
@@ -85,7 +100,12 @@ class SmallPriors:
     ) -> Denoiser:
         since = repeat(clip_times(times, given_frame), "frame -> clip frame", clip=len(pictures))
         elevations = repeat(elevations_deg, "clip -> clip frame", frame=len(times))
-        return self.guided(pictures, torch.zeros_like(since), elevations, since, guidance, crossing)
+        across = None
+        if crossing is not None:
+            turns = repeat(crossing.azimuths_deg, "clip -> clip frame", frame=len(times))
+            across = self.crossing(crossing.pictures, turns)
+        given = self.encode(pictures)[:, None]
+        return self.guided(given, torch.zeros_like(since), elevations, since, guidance, across)
 
     def multiview(
         self,
@@ -95,9 +115,16 @@ class SmallPriors:
         guidance: Guidance,
         crossing: CrossingClip | None = None,
     ) -> Denoiser:
+        """A column that is told another is seen from there: each view has its own given picture, at the other instant,
+        and the picture at azimuth 0 is what crosses it."""
         azimuths = repeat(azimuths_deg, "view -> clip view", clip=len(pictures))
         elevations = repeat(elevations_deg, "view -> clip view", clip=len(pictures))
-        return self.guided(pictures, azimuths, elevations, torch.zeros_like(azimuths), guidance, crossing)
+        still = torch.zeros_like(azimuths)
+        if crossing is None:
+            return self.guided(self.encode(pictures)[:, None], azimuths, elevations, still, guidance)
+        since = repeat(-crossing.times, "clip -> clip view", view=len(azimuths_deg))
+        across = self.crossing(pictures[:, None], -azimuths)
+        return self.guided(self.encode_clips(crossing.pictures), still, elevations, since, guidance, across)
 
     def image(
         self,
@@ -108,7 +135,9 @@ class SmallPriors:
         guidance: Guidance,
         crossing: CrossingClip | None = None,
     ) -> Denoiser:
-        return self.guided(pictures, azimuths_deg[:, None], elevations_deg[:, None], times[:, None], guidance, crossing)
+        across = None if crossing is None else self.crossing(crossing.pictures, crossing.azimuths_deg[:, None])
+        given = self.encode(pictures)[:, None]
+        return self.guided(given, azimuths_deg[:, None], elevations_deg[:, None], times[:, None], guidance, across)
 
 
 def small(folder: Path | None = None, settings: object = None) -> Family:

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from einops import rearrange, repeat
+from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -34,23 +34,31 @@ class SmallConfig:
 
 @dataclass(frozen=True)
 class Crossing:
-    """A known clip across this one: for each picture, what another camera saw at that instant (across a row), or what
-    that camera saw at another instant (across a column). How an object moves is read off the clip that is known."""
+    """What another camera saw at each picture's own instant. With what the picture's own camera saw at another instant
+    (the condition's `picture`), a picture then knows its corner of the grid: how things look there, and how they move.
+    """
 
     pictures: Float[Tensor, "b p c h w"]  # clean latents
-    azimuths_deg: Float[Tensor, " b"]  # of the crossing clip's cameras less this clip's
-    times: Float[Tensor, " b"]  # seconds of the crossing clip's pictures less this clip's
+    azimuths_deg: Float[Tensor, "b p"]  # of that camera less the picture's own
     known: Bool[Tensor, " b"]  # False: this clip has none
 
     def __getitem__(self, index) -> Crossing:
-        return Crossing(self.pictures[index], self.azimuths_deg[index], self.times[index], self.known[index])
+        return Crossing(self.pictures[index], self.azimuths_deg[index], self.known[index])
 
 
 @dataclass(frozen=True)
 class ClipCondition:
-    """What a clip of P pictures is conditioned on. `azimuths_deg` and `times` are relative to the given picture."""
+    """What a clip of P pictures is conditioned on: one given picture for all, or one for each.
 
-    picture: Float[Tensor, "b c h w"]  # clean latent of the given picture
+    `azimuths_deg` and `times` of each picture are relative to its given one.
+    """
+
+    picture: Float[
+        Tensor,
+        (
+            b  # p c h w
+        ),
+    ]  # clean latent
     azimuths_deg: Float[Tensor, "b p"]
     elevations_deg: Float[Tensor, "b p"]  # absolute
     times: Float[Tensor, "b p"]  # seconds
@@ -103,9 +111,9 @@ class SmallPrior(nn.Module):
         condition: ClipCondition,
         kept: Bool[Tensor, " b"],
     ) -> Float[Tensor, "b p c h w"]:
-        picture = torch.where(kept[:, None, None, None], condition.picture, self.null_picture)
+        picture = torch.where(kept[:, None, None, None, None], condition.picture, self.null_picture)
         # The given picture, and its mirror image: seen from behind, an outline is the mirror of that from the front.
-        known = repeat(torch.cat([picture, picture.flip(-1)], 1), "b c h w -> b p c h w", p=x.shape[1])
+        known = torch.cat([picture, picture.flip(-1)], 2).expand(-1, x.shape[1], -1, -1, -1)
         paired = torch.cat([x, known], 2)  # (B, P, 3C, h, w)
         place = self.place_mlp(place_features(condition))  # (B, P, D)
         tokens = self.embed(rearrange(paired, "b p c h w -> b p (h w) c")) + self.position
@@ -127,17 +135,16 @@ class CrossingEmbedding(nn.Module):
     def __init__(self, channels: int, width: int):
         super().__init__()
         self.picture = nn.Linear(channels, width, bias=False)
-        self.place = nn.Linear(2 * (len(AZIMUTH) + len(TIME)), width)
+        self.place = nn.Linear(2 * len(AZIMUTH), width)
         for weight in self.parameters():
             nn.init.zeros_(weight)
 
     def forward(
         self, crossing: Crossing, kept: Bool[Tensor, " b"]
-    ) -> tuple[Float[Tensor, "b p s width"], Float[Tensor, "b 1 width"]]:
+    ) -> tuple[Float[Tensor, "b p s width"], Float[Tensor, "b p width"]]:
         told = (crossing.known & kept).float()[:, None, None]
-        features = harmonics((crossing.azimuths_deg, AZIMUTH), (crossing.times, TIME))
         seen = self.picture(rearrange(crossing.pictures, "b p c h w -> b p (h w) c"))
-        return told[..., None] * seen, told * self.place(features)[:, None]
+        return told[..., None] * seen, told * self.place(harmonics((crossing.azimuths_deg, AZIMUTH)))
 
 
 def harmonics(*angles: tuple[Float[Tensor, "*b"], tuple[float, ...]]) -> Float[Tensor, "*b n"]:

@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 from einops import rearrange, reduce, repeat
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from PIL import Image
 from torch import Tensor, nn
 
@@ -42,6 +42,10 @@ class AutoencoderTask:
     def __init__(self, network: Autoencoder, train: Shards, held_out: Shards, batch: int, noise: float = 0.1):
         self.network: nn.Module = Roundtrip(network, noise)
         self.autoencoder, self.shards, self.held_out, self.batch = network, train, held_out, batch
+
+    @property
+    def pictures(self) -> int:
+        return self.batch
 
     def loss(self, call: Callable, generator: torch.Generator) -> Tensor:
         pictures = some_pictures(self.shards, self.batch, generator)
@@ -140,25 +144,31 @@ class LatentGrids:
         """Seconds between frames."""
         return self.seconds / max(self.latents.shape[2] - 1, 1)
 
+    @property
+    def step_deg(self) -> float:
+        """Degrees between views."""
+        return 360.0 / self.latents.shape[1]
+
     def videos(
         self,
         grids: Int[Tensor, " b"],
         views: Int[Tensor, " b"],
         given: Int[Tensor, " b"],
         crossing: Int[Tensor, " b"] | None = None,
+        told: Bool[Tensor, " b"] | None = None,
     ) -> Clips:
-        """One camera over time, conditioned on frame `given`, and on all that camera `crossing` saw meanwhile."""
+        """One camera over time, conditioned on frame `given`, and where `told` on what camera `crossing` saw."""
         latents = self.latents[grids, views].float()
         clips, frames = latents.shape[:2]
         times = (torch.arange(frames, device=grids.device) - given[:, None]) * self.interval
-        picture = latents[torch.arange(clips, device=grids.device), given]
+        picture = latents[torch.arange(clips, device=grids.device), given][:, None]
         elevations = repeat(self.elevations_deg[grids], "b -> b p", p=frames)
-        across = None
-        if crossing is not None:
-            turn = (crossing - views) * 360.0 / self.latents.shape[1]
-            known = torch.ones_like(grids, dtype=torch.bool)
-            across = Crossing(self.latents[grids, crossing].float(), turn, torch.zeros_like(turn), known)
-        return Clips(latents, ClipCondition(picture, torch.zeros_like(times), elevations, times, across))
+        condition = ClipCondition(picture, torch.zeros_like(times), elevations, times)
+        if crossing is None:
+            return Clips(latents, condition)
+        turn = repeat((crossing - views) * self.step_deg, "b -> b p", p=frames)
+        across = Crossing(self.latents[grids, crossing].float(), turn, _all(grids) if told is None else told)
+        return Clips(latents, replace(condition, picture=picture.expand_as(latents), crossing=across))
 
     def orbits(
         self,
@@ -166,21 +176,29 @@ class LatentGrids:
         frames: Int[Tensor, " b"],
         given: Int[Tensor, " b"],
         crossing: Int[Tensor, " b"] | None = None,
+        told: Bool[Tensor, " b"] | None = None,
     ) -> Clips:
-        """All cameras at one instant, rolled so that the given view comes first, and at instant `crossing`."""
+        """All cameras at one instant, rolled so that the given view comes first; where `told`, each picture is
+        conditioned on its own camera's at instant `crossing`, and the given view is what crosses them."""
         views = self.latents.shape[1]
         places = torch.arange(views, device=grids.device)
         order = (given[:, None] + places) % views  # (B, V)
         latents = self.latents[grids[:, None], order, frames[:, None]].float()
-        azimuths = repeat(places * 360.0 / views, "p -> b p", b=len(grids))
+        azimuths = repeat(places * self.step_deg, "p -> b p", b=len(grids))
         elevations = repeat(self.elevations_deg[grids], "b -> b p", p=views)
-        across = None
-        if crossing is not None:
-            wait = (crossing - frames) * self.interval
-            known = torch.ones_like(grids, dtype=torch.bool)
-            seen = self.latents[grids[:, None], order, crossing[:, None]].float()
-            across = Crossing(seen, torch.zeros_like(wait), wait, known)
-        condition = ClipCondition(latents[:, 0], azimuths, elevations, torch.zeros_like(azimuths), across)
+        picture, still = latents[:, :1], torch.zeros_like(azimuths)
+        if crossing is None:
+            return Clips(latents, ClipCondition(picture, azimuths, elevations, still))
+        told = _all(grids) if told is None else told
+        own = self.latents[grids[:, None], order, crossing[:, None]].float()
+        wait = repeat((frames - crossing) * self.interval, "b -> b p", p=views)
+        condition = ClipCondition(
+            torch.where(told[:, None, None, None, None], own, picture),
+            torch.where(told[:, None], still, azimuths),
+            elevations,
+            torch.where(told[:, None], wait, still),
+            Crossing(picture.expand_as(latents), -azimuths, told),
+        )
         return Clips(latents, condition)
 
     def cells(
@@ -188,27 +206,26 @@ class LatentGrids:
         grids: Int[Tensor, " b"],
         place: Int[Tensor, "b 2"],
         given: Int[Tensor, "b 2"],
-        crossing: Int[Tensor, "b 2"] | None = None,
+        crossing: Int[Tensor, " b"] | None = None,
+        told: Bool[Tensor, " b"] | None = None,
     ) -> Clips:
-        """Single pictures at (view, frame) `place`, conditioned on those at (view, frame) `given` and `crossing`."""
-        views = self.latents.shape[1]
+        """Single pictures at (view, frame) `place`, conditioned on the picture at (view, frame) `given`, and where
+        `told` on what camera `crossing` saw at that instant."""
         latents = self.latents[grids, place[:, 0], place[:, 1]].float()[:, None]
-        picture = self.latents[grids, given[:, 0], given[:, 1]].float()
+        picture = self.latents[grids, given[:, 0], given[:, 1]].float()[:, None]
         turn, wait = ((place - given).float()).unbind(1)
         across = None
         if crossing is not None:
-            aside, apart = ((crossing - place).float()).unbind(1)
-            seen = self.latents[grids, crossing[:, 0], crossing[:, 1]].float()[:, None]
-            known = torch.ones_like(grids, dtype=torch.bool)
-            across = Crossing(seen, aside * 360 / views, apart * self.interval, known)
-        condition = ClipCondition(
-            picture,
-            (turn[:, None] * 360 / views) % 360,
-            self.elevations_deg[grids][:, None],
-            wait[:, None] * self.interval,
-            across,
-        )
-        return Clips(latents, condition)
+            aside = (crossing - place[:, 0])[:, None] * self.step_deg
+            seen = self.latents[grids, crossing, place[:, 1]].float()[:, None]
+            across = Crossing(seen, aside, _all(grids) if told is None else told)
+        azimuths = (turn[:, None] * self.step_deg) % 360
+        elevations = self.elevations_deg[grids][:, None]
+        return Clips(latents, ClipCondition(picture, azimuths, elevations, wait[:, None] * self.interval, across))
+
+
+def _all(grids: Int[Tensor, " b"]) -> Bool[Tensor, " b"]:
+    return torch.ones_like(grids, dtype=torch.bool)
 
 
 def joined(a: Clips, b: Clips) -> Clips:
@@ -222,7 +239,7 @@ def joined(a: Clips, b: Clips) -> Clips:
 
 
 CONDITION_FIELDS = ("picture", "azimuths_deg", "elevations_deg", "times")
-CROSSING_FIELDS = ("pictures", "azimuths_deg", "times", "known")
+CROSSING_FIELDS = ("pictures", "azimuths_deg", "known")
 
 
 def _joined_fields(first: object, second: object, names: tuple[str, ...]) -> list[Tensor]:
@@ -241,20 +258,21 @@ class PriorTask:
         self.network: nn.Module = network
         self.prior, self.train, self.held_out, self.decoder, self.batch = network, train, held_out, decoder, batch
 
+    @property
+    def pictures(self) -> int:
+        return self.batch * self.train.latents.shape[1]
+
     def loss(self, call: Callable, generator: torch.Generator) -> Tensor:
         def uniform(*size: int) -> Tensor:
             return torch.rand(size, generator=generator, device=generator.device)
 
-        crossed = self.prior.config.crossings
+        crossed = CROSSED_SHARE if self.prior.config.crossings else None
         if uniform(1).item() < CELL_SHARE:
             clips = some_cells(self.train, self.batch, generator, crossed)
         else:
             clips = some_clips(self.train, self.batch, generator, crossed=crossed)
         condition = smudged(clips.condition, generator)
         kept = uniform(len(clips.latents)) > 0.1
-        if condition.crossing is not None:
-            told = uniform(len(clips.latents)) < CROSSED_SHARE
-            condition = replace(condition, crossing=replace(condition.crossing, known=told))
         return velocity_error(call, clips.latents, condition, kept, generator).mean()
 
     def _generator(self, seed: int) -> torch.Generator:
@@ -270,7 +288,7 @@ class PriorTask:
             "cell": some_cells,
         }
         if self.prior.config.crossings:
-            draws |= {f"{kind} crossed": partial(drawn, crossed=True) for kind, drawn in draws.items()}
+            draws |= {f"{kind} crossed": partial(drawn, crossed=1.0) for kind, drawn in draws.items()}
         for kind, drawn in draws.items():
             clips = drawn(self.held_out, 48, generator)
             kept = torch.ones(len(clips.latents), dtype=torch.bool, device=generator.device)
@@ -283,13 +301,9 @@ class PriorTask:
         """Orbits and videos of held-out objects, four each, drawn in 20 steps: truth above, drawn below; where the
         prior can be told a crossing clip, of two of each it is."""
         generator = self._generator(4)
-        crossed = self.prior.config.crossings
-        parts = [some_clips(self.held_out, 4, generator, share, crossed) for share in (0.0, 1.0)]
-        clips = joined(*parts)
-        if clips.condition.crossing is not None:
-            told = torch.arange(8, device=generator.device) % 4 >= 2
-            across = replace(clips.condition.crossing, known=told)
-            clips = Clips(clips.latents, replace(clips.condition, crossing=across))
+        shares = [0.0, 1.0] if self.prior.config.crossings else [None, None]
+        parts = [some_clips(self.held_out, 2, generator, over, told) for over in (0.0, 1.0) for told in shares]
+        clips = joined(joined(*parts[:2]), joined(*parts[2:]))
         with torch.inference_mode():
             noise = torch.randn(clips.latents.shape, generator=generator, device=generator.device)
             drawn = draw(self.prior, clips.condition, noise)
@@ -325,41 +339,43 @@ def some_clips(
     count: int,
     generator: torch.Generator,
     video_share: float = VIDEO_SHARE,
-    crossed: bool = False,
+    crossed: float | None = None,
 ) -> Clips:
-    """Random clips: `video_share` of them over time (mostly given their first frame), the rest over views; `crossed`
-    ones with the row of another view, or the column of another instant, beside them."""
+    """Random clips: `video_share` of them over time (mostly given their first frame), the rest over views; this share
+    of them is told the row of another view, or the column of another instant. None: no crossing clips at all."""
 
     def any_of(limit: int, size: int) -> Tensor:
         return torch.randint(limit, (size,), generator=generator, device=generator.device)
 
-    def other(limit: int, ours: Tensor) -> Tensor:
-        return (ours + 1 + any_of(max(limit - 1, 1), len(ours))) % limit
+    def across(limit: int, ours: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        if crossed is None:
+            return None, None
+        other = (ours + 1 + any_of(max(limit - 1, 1), len(ours))) % limit
+        return other, torch.rand(len(ours), generator=generator, device=generator.device) < crossed
 
     total, views, frames = grids.latents.shape[:3]
     videos = round(count * video_share)
     first = torch.rand(videos, generator=generator, device=generator.device) < 0.8
     which, view = any_of(total, videos), any_of(views, videos)
     given = torch.where(first, 0, any_of(frames, videos))
-    over_time = grids.videos(which, view, given, other(views, view) if crossed else None)
+    over_time = grids.videos(which, view, given, *across(views, view))
     orbits = count - videos
     which, frame, given = any_of(total, orbits), any_of(frames, orbits), any_of(views, orbits)
-    over_views = grids.orbits(which, frame, given, other(frames, frame) if crossed else None)
-    return joined(over_time, over_views)
+    return joined(over_time, grids.orbits(which, frame, given, *across(frames, frame)))
 
 
-def some_cells(grids: LatentGrids, count: int, generator: torch.Generator, crossed: bool = False) -> Clips:
-    """As many single pictures as `count` clips have, anywhere in their grids, given another one of the grid; `crossed`
-    ones are given one of their own row and one of their own column."""
+def some_cells(grids: LatentGrids, count: int, generator: torch.Generator, crossed: float | None = None) -> Clips:
+    """As many single pictures as `count` clips have, anywhere in their grids, given another one of the grid; this share
+    of them is given one of its own row and one of its own column. None: no crossing pictures at all."""
     total, views, frames = grids.latents.shape[:3]
     drawn = torch.rand(count * views, 5, generator=generator, device=generator.device)
     chosen = (drawn * torch.tensor([total, views, frames, views, frames], device=generator.device)).long()
     which, place, given = chosen[:, 0], chosen[:, 1:3], chosen[:, 3:5]
-    if not crossed:
+    if crossed is None:
         return grids.cells(which, place, given)
+    told = torch.rand(len(which), generator=generator, device=generator.device) < crossed
     own_row = torch.stack([place[:, 0], given[:, 1]], 1)
-    own_column = torch.stack([given[:, 0], place[:, 1]], 1)
-    return grids.cells(which, place, own_row, own_column)
+    return grids.cells(which, place, torch.where(told[:, None], own_row, given), given[:, 0], told)
 
 
 def velocity_error(
