@@ -35,7 +35,7 @@ from loom4d.evaluation.perceptual import perceptual_distance
 from loom4d.evaluation.scores import foreground_psnr, silhouette_iou, similarity
 from loom4d.grid import ImageGrid, load_grid, save_grid, to_bytes
 from loom4d.methods.diffusion_squared import DiffusionSquaredConfig, Weaver
-from loom4d.runs import result_of, write_json
+from loom4d.runs import result_of, save_tensors, write_json
 from loom4d.sources.procedural import procedural_grid
 
 RESULTS = Path(__file__).parent / "results" / "composition.json"
@@ -91,6 +91,22 @@ def key_of(row: dict[str, Any]) -> str:
     return f"{row['split']}/{row['rule']}/{row['object']}"
 
 
+@dataclass
+class Kept:
+    """A memory that keeps the map of disagreement alone."""
+
+    disagreement: torch.Tensor | None = None
+
+    def save_state(self, name: str, tensors: dict[str, torch.Tensor], **metadata: Any) -> None:
+        return None
+
+    def load_state(self, name: str) -> None:
+        return None
+
+    def keep(self, name: str, tensors: dict[str, torch.Tensor], **facts: Any) -> None:
+        self.disagreement = tensors["disagreement"]
+
+
 def measure(bench: Bench, split: str, name: str, config: DiffusionSquaredConfig, number: int) -> ImageGrid:
     """The finished grid of one rule on one object; its row goes into the table unless it is there already."""
     config = replace(config, seed=number, views=SIDE, frames=SIDE)
@@ -102,12 +118,16 @@ def measure(bench: Bench, split: str, name: str, config: DiffusionSquaredConfig,
         return load_grid(folder)
     truth = procedural_grid(number, SIDE, SIDE, bench.family.resolution, split=split)
     bench.asked[0], begun = 0, time.process_time()
-    weaver = Weaver(truth[:1, :], bench.family, config, None)
+    kept = Kept()
+    weaver = Weaver(truth[:1, :], bench.family, config, kept)
     grid = result_of(weaver.grid(truth.premultiplied[:, 0], truth.premultiplied[0]))
     row["cpu_seconds"] = round(time.process_time() - begun, 2)
     row["pictures"] = bench.asked[0] // bench.family.latent_shape[-1] ** 2
     save_grid(grid, folder)
     bench.rows[key_of(row)] = row | scores(grid, truth, bench)
+    if kept.disagreement is not None:
+        save_tensors(folder / "disagreement.safetensors", {"disagreement": kept.disagreement})
+        bench.rows[key_of(row)]["foretold"] = foretold(kept.disagreement, grid, truth)
     bench.save()
     return grid
 
@@ -126,6 +146,17 @@ def scores(grid: ImageGrid, truth: ImageGrid, bench: Bench) -> dict[str, float]:
         "hull": hull_agreement(grid)[1:].mean(),
     }
     return {name: round(float(value), 4) for name, value in named.items()}
+
+
+def foretold(disagreement: torch.Tensor, grid: ImageGrid, truth: ImageGrid) -> float:
+    """Rank correlation of the disagreement with the error that came of it, over the latent cells of unseen pictures
+    in which either shows something: 1 where it knows exactly where the grid will be wrong."""
+    error = (grid.premultiplied - truth.premultiplied).square().mean(2)[1:, 1:]
+    shown = torch.maximum(grid.rgba[1:, 1:, 3], truth.rgba[1:, 1:, 3])
+    pooled = [torch.nn.functional.adaptive_avg_pool2d(one, disagreement.shape[-2:]) for one in (error, shown)]
+    chosen = pooled[1] > 0.05
+    ranks = [one[chosen].argsort().argsort().double() for one in (disagreement[1:, 1:], pooled[0])]
+    return round(float(torch.corrcoef(torch.stack(ranks))[0, 1]), 3)
 
 
 def against(bench: Bench, split: str, name: str, reference: str, number: int) -> None:

@@ -26,7 +26,7 @@ def guidance(scale: float, low: float = 0.0, high: float = float("inf")) -> dict
     return {"video_guidance": both, "multiview_guidance": both}
 
 
-CHOOSING = replace(default(), steps=8)  # rules are compared at eight steps, which cost half
+CHOOSING = replace(default(), steps=8, correction=0.0)  # rules are compared at eight steps, which cost half
 
 
 def ours(**changes) -> DiffusionSquaredConfig:
@@ -35,27 +35,28 @@ def ours(**changes) -> DiffusionSquaredConfig:
 
 RULES: dict[str, DiffusionSquaredConfig] = {
     "start": CHOOSING,
-    "no correction": ours(correction=0.0),
-    "correction 1": ours(correction=1.0),
-    "correction below 2": ours(correction_below=2.0),
+    "learned steps": ours(schedule="learned_small"),
+    "guided after, video background": ours(shared_background="video"),
+    "guidance 2": ours(**guidance(2.0)),
     "share 0.2": ours(share=constant(0.2)),
     "share 0.6": ours(share=constant(0.6)),
-    "share falls over log sigma": ours(share=Curve("log_sigma", 0.7, 0.2, 2.0, 2.0)),
-    "share rises over log sigma": ours(share=Curve("log_sigma", 0.2, 0.7, 2.0, 2.0)),
+    "motion from multi-view": ours(share=constant(0.2), bands=BandsConfig("time", 0.35, constant(0.6))),
+    "guidance 1 to 80": ours(**guidance(3.0, 1.0, 80.0)),
+    "correction 0.25": ours(correction=0.25),
+    "correction 0.5": ours(correction=0.5),
+    "correction 0.5 below 2": ours(correction=0.5, correction_below=2.0),
     "fine details from video": ours(share=constant(0.6), bands=BandsConfig("space", 1.0, constant(0.2))),
     "fine details from multi-view": ours(share=constant(0.2), bands=BandsConfig("space", 1.0, constant(0.6))),
-    "motion from multi-view": ours(share=constant(0.2), bands=BandsConfig("time", 0.35, constant(0.6))),
+    "share falls over log sigma": ours(share=Curve("log_sigma", 0.7, 0.2, 2.0, 2.0)),
+    "share rises over log sigma": ours(share=Curve("log_sigma", 0.2, 0.7, 2.0, 2.0)),
     "turns above 5": ours(alternate_above=5.0),
-    "guidance 2": ours(**guidance(2.0)),
     "guidance 4.5": ours(**guidance(4.5)),
     "guidance 0.3 to 10": ours(**guidance(3.0, 0.3, 10.0)),
-    "guidance 1 to 80": ours(**guidance(3.0, 1.0, 80.0)),
-    "guided after, video background": ours(shared_background="video"),
     "exact re-noising where they differ": ours(sampling=Sampling("dpmpp_2m", "exact", renoised_above=0.3)),
     "aligned steps": ours(schedule="align_your_steps_svd"),
-    "cells every 2nd step": ours(shortcuts=Shortcuts(cells_every=2)),
     "multi-view every 2nd step": ours(shortcuts=Shortcuts(multiview_every=2)),
     "columns by turns of 2": ours(shortcuts=Shortcuts(column_turns=2)),
+    "deep layers every 2nd step": ours(shortcuts=Shortcuts(deep_every=2)),
 }
 
 FINALISTS: dict[str, DiffusionSquaredConfig] = {
