@@ -1,34 +1,107 @@
-"""How good the built-in priors are, on objects never trained on: one command, one table, one picture for each task.
+"""How good the built-in priors are on objects never trained on: one command, one table, contact sheets.
 
-    python benchmarks/priors.py --objects 8 --out docs/figures
+    python benchmarks/priors.py --objects 32 --out docs/figures
 
 Three tasks: *orbit* (one picture -> all views of that instant), *video* (one picture -> a clip), *completion* (the
 true first row and column -> the rest of the grid). Beside the priors stand what needs none: copying, the training
 object whose picture is nearest, and the autoencoder's ceiling; and each prior alone.
+
+Every object's result is kept, so a killed run goes on, and the table is written anew after each. Two at once share the
+work: give them the same --work, and different --first and --objects.
 """
 
 from __future__ import annotations
 
-import json
-import time
-from dataclasses import replace
+import resource
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import tyro
 from einops import rearrange
-from PIL import Image
 
 from loom4d.denoisers import DENOISERS, Family
 from loom4d.denoisers.weights import load_autoencoder, load_prior
 from loom4d.diffusion.composition import Curve
+from loom4d.evaluation.perceptual import Features, perceptual_distance
 from loom4d.evaluation.scores import compare
-from loom4d.grid import ImageGrid, straight, to_bytes
+from loom4d.grid import ImageGrid, straight
 from loom4d.methods.diffusion_squared import PRESETS, DiffusionSquaredConfig, Weaver
-from loom4d.runs import result_of
-from loom4d.sources.procedural import procedural_grid
-from loom4d.training.shards import ShardConfig, Shards, default_folder, make_shards, open_shards
+from loom4d.runs import load_tensors, result_of, save_tensors, write_json
+from loom4d.sources.assets import asset_grid
+from loom4d.sources.framing import load
+from loom4d.sources.procedural import describe, moving_object, procedural_grid
+from loom4d.training.shards import Shards, default_folder, open_shards, shard_grid
+from priors_report import margins, merged, save_sheets, show, write_card
+
+CLIPS = ("Robot_Walking", "Robot_Running", "Robot_Jump", "Robot_Dance", "Robot_Wave", "Robot_Punch")
+THUMBNAIL = 16  # pixels along a side of the pictures among which the nearest is looked for
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is measured, on what."""
+
+    objects: int = 32  # procedural test objects
+    first: int = 0  # seed of the first of them
+    preset: str = "default"
+    priors: Path | None = None  # folder of weight files; None: the package's own
+    data: Path | None = None  # training grids, for the nearest of them
+    training_objects: int = 1600
+    real: Path | None = Path("../shared/data/real")  # robot.glb, ironman/, luigi.png
+    clips: tuple[str, ...] = CLIPS  # of the robot
+    assets: Path | None = None  # folder of curated shards, held out
+    work: Path = Path("runs/priors")  # what is kept between runs
+    out: Path | None = None  # for contact sheets
+    results: Path = Path("benchmarks/results/priors.json")
+    card: Path | None = None  # docs/model_card.md: the tables between its two marks are written anew
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One held-out object: its true grid, or the given part of one that has no truth."""
+
+    kind: str  # procedural, robot, asset, picture
+    name: str
+    grid: ImageGrid
+
+    @property
+    def whole(self) -> bool:
+        return self.grid.views > 1 and self.grid.frames > 1
+
+
+def subjects(options: Options, resolution: int) -> Iterator[tuple[str, str, object]]:
+    """(kind, file name, what makes the grid) of everything that is held out, the most telling first."""
+    real = options.real
+    for seed in range(options.first, options.first + options.objects):
+        yield (
+            "procedural",
+            f"{seed:04}",
+            lambda s=seed: (
+                describe(moving_object(s, "test")),
+                procedural_grid(s, 8, 8, resolution, split="test"),
+            ),
+        )
+        if seed == options.first + 3 and real is not None:  # early enough to be in a short run
+            yield from real_subjects(real, options.clips, resolution)
+    if options.assets is not None:
+        shards = open_shards(options.assets)
+        for index, facts in enumerate(shards.objects):
+            yield "asset", f"{index:04}", lambda i=index, f=facts: (f["name"], shard_grid(shards, i))
+
+
+def real_subjects(real: Path, clips: tuple[str, ...], resolution: int) -> Iterator[tuple[str, str, object]]:
+    if (real / "robot.glb").exists():
+        for clip in clips:
+            yield "robot", clip, lambda c=clip: (c, asset_grid(real / "robot.glb", c, 8, 8, resolution, 5.0))
+    for path in (real / "ironman", real / "luigi.png"):
+        if path.exists():
+            yield "picture", path.stem, lambda p=path: (p.stem, result_of(load(p, 8, resolution)))
+
+
+# --- the tasks -------------------------------------------------------------------------------------------------------
 
 
 def with_pictures(grid: ImageGrid, premultiplied: torch.Tensor) -> ImageGrid:
@@ -42,126 +115,176 @@ def ceiling(grid: ImageGrid, family: Family) -> ImageGrid:
     return with_pictures(grid, family.decode(latents))
 
 
-def nearest_training_view(picture: torch.Tensor, shards: Shards) -> torch.Tensor:
-    """Orbit of the training object whose picture (any view, any frame) is nearest, seen from where it matches."""
-    ours = (picture * 255).round().short()
-    best, found = float("inf"), (0, 0, 0, 0)
-    for number, shard in enumerate(shards.pictures):
-        small = torch.from_numpy(np.array(shard[..., ::4, ::4])).short()
-        distance = (small - ours[..., ::4, ::4]).abs().float().mean((-1, -2, -3))
-        if distance.min() < best:
-            best = distance.min().item()
-            found = (number, *np.unravel_index(int(distance.argmin()), distance.shape))
-    number, grid, view, frame = (int(index) for index in found)
-    orbit = np.roll(shards.pictures[number][grid, :, frame], -view, axis=0)
-    return torch.from_numpy(np.array(orbit)).float() / 255
+class Nearest:
+    """Training objects by the likeness of one of their pictures; thumbnails of all are kept on disk."""
+
+    def __init__(self, options: Options, resolution: int):
+        folder = (options.data or default_folder()) / f"train_8x8x{resolution}"
+        self.shards: Shards = open_shards(folder, options.training_objects)
+        file = options.work / f"thumbnails_{self.shards.grids}_{resolution}.safetensors"
+        if not file.exists():
+            parts = [thumbnails(torch.from_numpy(np.array(part))) for part in self.shards.pictures]
+            save_tensors(file, {"thumbnails": torch.cat(parts)})
+        self.thumbnails = load_tensors(file)[0]["thumbnails"]  # (grid, view, frame, 4, 16, 16)
+
+    def orbit(self, picture: torch.Tensor) -> torch.Tensor:
+        """All views of the training object whose picture (any view, any frame) is nearest, from where it matches."""
+        ours = thumbnails((picture * 255).round().byte()).short()
+        distance = torch.stack([(grid.short() - ours).abs().float().mean((-1, -2, -3)) for grid in self.thumbnails])
+        grid, view, frame = (int(i) for i in np.unravel_index(int(distance.argmin()), distance.shape))
+        return self.shards.premultiplied(grid, slice(None), frame).roll(-view, 0)
 
 
-def orbits(truth: ImageGrid, family: Family, config: DiffusionSquaredConfig, data: Shards) -> dict[str, ImageGrid]:
-    picture, first = truth[:1, :1], truth[:, :1]
-    column = result_of(Weaver(picture, family, config, None).column())
-    copied = picture.premultiplied.expand(truth.views, -1, -1, -1, -1)
+def thumbnails(pictures: torch.Tensor) -> torch.Tensor:
+    """uint8 (…, 4, H, W) to uint8 (…, 4, 16, 16) by averaging."""
+    flat = pictures.flatten(0, -4).float() if pictures.ndim > 3 else pictures[None].float()
+    small = torch.nn.functional.adaptive_avg_pool2d(flat, THUMBNAIL).round().byte()
+    return small.reshape(*pictures.shape[:-2], THUMBNAIL, THUMBNAIL)
+
+
+def orbits(given: ImageGrid, family: Family, config: DiffusionSquaredConfig, nearest: Nearest) -> dict[str, ImageGrid]:
+    """What each contender shows of the given picture's object from all sides."""
+    weaver = Weaver(given, family, config, None)
+    picture = given.premultiplied[0, 0]
+    blank = ImageGrid(torch.zeros(8, 1, *given.rgba.shape[2:]), weaver.cameras[:, :1], given.times[:1])
     return {
-        "multiview prior": with_pictures(first, column[:, None]),
-        "copying the input": with_pictures(first, copied),
-        "nearest training object": with_pictures(
-            first, nearest_training_view(picture.premultiplied[0, 0], data)[:, None]
-        ),
-        "autoencoder ceiling": ceiling(first, family),
+        "multi-view prior": with_pictures(blank, result_of(weaver.column())[:, None]),
+        "copying the input": with_pictures(blank, picture.expand(8, 1, -1, -1, -1)),
+        "nearest training object": with_pictures(blank, nearest.orbit(picture)[:, None]),
     }
 
 
 def completions(truth: ImageGrid, family: Family, config: DiffusionSquaredConfig) -> dict[str, ImageGrid]:
+    """What each contender makes of the true first row and column."""
     column, row = truth.premultiplied[:, 0], truth.premultiplied[0]
+    alone = {"correction": 0.0, "crossings": False}  # each row from its own first picture, each column likewise
 
     def woven(**changes) -> ImageGrid:
         return result_of(Weaver(truth[:1, :], family, replace(config, **changes), None).grid(column, row))
 
+    told = {
+        "video only, told the first row": {"share": Curve("constant", high=0.0), "correction": 0.0},
+        "multi-view only, told the first column": {"share": Curve("constant", high=1.0), "correction": 0.0},
+    }
     return {
         "composed": woven(),
-        "video only": woven(share=Curve("constant", high=0.0)),
-        "multiview only": woven(share=Curve("constant", high=1.0)),
+        "video only": woven(share=Curve("constant", high=0.0), **alone),
+        "multi-view only": woven(share=Curve("constant", high=1.0), **alone),
+        **{name: woven(**changes) for name, changes in told.items() if family.crossings and config.crossings},
         "copying each view's first frame": with_pictures(truth, column[:, None].expand(-1, truth.frames, -1, -1, -1)),
         "copying each instant's first view": with_pictures(truth, row[None].expand(truth.views, -1, -1, -1, -1)),
-        "autoencoder ceiling": ceiling(truth, family),
     }
 
 
-def motion_strength(clip: torch.Tensor) -> float:
-    """Mean absolute change between consecutive pictures."""
-    return (clip[1:] - clip[:-1]).abs().mean().item()
+def plausibility(clip: torch.Tensor) -> dict[str, float]:
+    """Of premultiplied pictures over time: what a clip looks like, whatever it shows.
+
+    motion: mean absolute change from picture to picture; flicker: second differences over first ones (a steady drift
+    has 0, noise has √3); sharpness: mean absolute difference of neighbouring pixels, a picture. In units of 1/1000.
+    """
+    pictures = clip[:, :3] + 1 - clip[:, 3:]
+    change, bend = pictures.diff(dim=0), pictures.diff(n=2, dim=0)
+    edges = (pictures.diff(dim=-1).abs().mean() + pictures.diff(dim=-2).abs().mean()) / 2
+    return {
+        "motion": 1e3 * change.abs().mean().item(),
+        "flicker": 1e3 * (bend.square().mean().sqrt() / change.square().mean().sqrt().clamp_min(1e-4)).item(),
+        "sharpness": 1e3 * edges.item(),
+    }
 
 
-def sharpness(clip: torch.Tensor) -> float:
-    """Mean absolute difference of neighbouring pixels."""
-    return ((clip.diff(dim=-1).abs().mean() + clip.diff(dim=-2).abs().mean()) / 2).item()
+def measured(
+    subject: Subject, family: Family, config: DiffusionSquaredConfig, nearest: Nearest, features: Features
+) -> tuple[dict, dict[str, torch.Tensor]]:
+    """Scores by task and contender, and the pictures of the contact sheets: premultiplied (row, picture, 4, H, W)."""
+    grid = subject.grid
+    drawn: dict[str, dict[str, ImageGrid]] = {"orbit": orbits(grid[:1, :1], family, config, nearest)}
+    weaver = Weaver(grid[:1, :1], family, config, None)
+    row = result_of(weaver.row())
+    clip = ImageGrid(torch.zeros(1, 8, *grid.rgba.shape[2:]), weaver.cameras[:1], weaver.times)
+    drawn["video"] = {"video prior": with_pictures(clip, row[None])}
+    scores: dict[str, dict] = {}
+    pictures: dict[str, torch.Tensor] = {}
+    if subject.whole:
+        drawn["orbit"]["autoencoder ceiling"] = ceiling(grid[:, :1], family)
+        still = grid.premultiplied[:1, :1].expand(-1, grid.frames, -1, -1, -1)
+        drawn["video"] |= {
+            "copying the input": with_pictures(clip, still),
+            "autoencoder ceiling": ceiling(grid[:1, :], family),
+        }
+        drawn["completion"] = completions(grid, family, config) | {"autoencoder ceiling": ceiling(grid, family)}
+        unseen = torch.ones(grid.views, grid.frames, dtype=torch.bool)
+        unseen[0], unseen[:, 0] = False, False
+        truths = {"orbit": grid[:, :1], "video": grid[:1, :], "completion": grid}
+        cells = {"orbit": torch.arange(8)[:, None] > 0, "video": torch.arange(8)[None] > 0, "completion": unseen}
+        for task, results in drawn.items():
+            scores[task] = {name: compared(ours, truths[task], cells[task], features) for name, ours in results.items()}
+        for name, ours in {"the data": grid[:1, :], **drawn["video"]}.items():
+            scores.setdefault("clip", {})[name] = plausibility(ours.premultiplied[0])
+    else:
+        scores["clip"] = {"video prior": plausibility(row)}
+    for task, results in drawn.items():
+        ours = next(iter(results.values())).premultiplied
+        if task == "completion":  # from behind and from the side, where nothing was given but the first picture
+            rows = [grid.premultiplied[2], ours[2], grid.premultiplied[5], ours[5]]
+        elif task == "orbit":
+            rows = ([grid.premultiplied[:, 0]] if subject.whole else []) + [ours[:, 0]]
+        else:
+            rows = ([grid.premultiplied[0]] if grid.frames == 8 else []) + [ours[0]]
+        pictures[task] = torch.stack(rows)
+    return scores, pictures
 
 
-def mean(rows: list[dict[str, float]]) -> dict[str, float]:
-    return {name: round(float(np.mean([row[name] for row in rows])), 3) for name in rows[0]}
+def compared(ours: ImageGrid, truth: ImageGrid, cells: torch.Tensor, features: Features) -> dict[str, float]:
+    """Foreground PSNR, SSIM, outline IoU and perceptual distance, means over the chosen cells."""
+    with torch.inference_mode():
+        distance = perceptual_distance(ours, truth, features)[cells].mean().item()
+    return {**compare(ours, truth, cells), "perceptual": distance}
 
 
-def strip(grid: ImageGrid) -> np.ndarray:
-    pictures = grid.on(1.0)
-    flat = pictures[:, 0] if grid.frames == 1 else pictures[grid.views // 4 * 1]
-    return np.concatenate([to_bytes(picture) for picture in flat], 1)
+# --- the run ---------------------------------------------------------------------------------------------------------
 
 
-def main(
-    objects: int = 8,
-    first: int = 0,
-    preset: str = "default",
-    priors: Path | None = None,
-    data: Path | None = None,
-    training_objects: int = 640,
-    views: int = 8,
-    frames: int = 8,
-    steps: int | None = None,
-    out: Path | None = None,
-) -> None:
-    """Scores on `objects` held-out procedural objects from seed `first` on, and pictures in `out`."""
-    begun = time.monotonic()
-    family = DENOISERS["small"](priors)
-    config = replace(PRESETS[preset](), views=views, frames=frames)
-    config = config if steps is None else replace(config, steps=steps)
-    folder = (data or default_folder()) / f"train_{views}x{frames}x{family.resolution}"
-    drawn = ShardConfig(folder, training_objects, "train", views, frames, family.resolution)
-    result_of(make_shards(drawn))
-    seen = open_shards(folder, training_objects)
-    scores: dict[str, dict[str, list[dict[str, float]]]] = {"orbit": {}, "completion": {}}
-    clips: list[dict[str, float]] = []
-    strips: dict[str, list[np.ndarray]] = {"orbit": [], "completion": []}
-    unseen = torch.ones(views, frames, dtype=torch.bool)
-    unseen[0], unseen[:, 0] = False, False
-    for seed in range(first, first + objects):
-        truth = procedural_grid(seed, views, frames, family.resolution, split="test")
-        tasks = {"orbit": orbits(truth, family, config, seen), "completion": completions(truth, family, config)}
-        for task, results in tasks.items():
-            target = truth[:, :1] if task == "orbit" else truth
-            cells = unseen if task == "completion" else torch.arange(views)[:, None] > 0
-            for name, grid in results.items():
-                scores[task].setdefault(name, []).append(compare(grid, target, cells))
-            shown = [strip(target), strip(next(iter(results.values()))), strip(results["autoencoder ceiling"])]
-            strips[task].append(np.concatenate(shown, 0))
-        row = result_of(Weaver(truth[:1, :1], family, config, None).row())
-        real = truth.premultiplied[0]
-        clips.append({"motion": motion_strength(row), "motion of the data": motion_strength(real)})
-        clips[-1] |= {"sharpness": sharpness(row), "sharpness of the data": sharpness(real)}
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        for task, pictures in strips.items():
-            Image.fromarray(np.concatenate(pictures, 0)).save(out / f"priors_{task}.png")
-    facts = {"prior": load_prior(priors)[1], "autoencoder": load_autoencoder(priors)[1]}
+def main(options: Options) -> None:
+    """Measures what is not measured yet, and writes the table and the sheets after every object."""
+    family = DENOISERS["small"](options.priors)
+    config = replace(PRESETS[options.preset](), views=8, frames=8)
+    autoencoder, known = load_autoencoder(options.priors)
+    facts = {"prior": load_prior(options.priors)[1], "autoencoder": known}
+    digest = "-".join(fact["sha256"][:8] for fact in facts.values())
+    folder = options.work / f"{options.preset}_{digest}"
+    nearest = Nearest(options, family.resolution)
+    for kind, name, make in subjects(options, family.resolution):
+        done = folder / f"{kind}_{name}.json"
+        if done.exists():
+            continue
+        caption, grid = make()  # type: ignore[operator]
+        begun = resource.getrusage(resource.RUSAGE_SELF).ru_utime
+        scores, pictures = measured(Subject(kind, caption, grid), family, config, nearest, autoencoder.features)
+        seconds = resource.getrusage(resource.RUSAGE_SELF).ru_utime - begun
+        as_bytes = {task: (rows.clamp(0, 1) * 255).round().byte() for task, rows in pictures.items()}
+        save_tensors(done.with_suffix(".safetensors"), as_bytes, {"caption": caption})
+        write_json(done, {"caption": caption, "cpu_seconds": round(seconds, 1), "scores": scores})
+        publish(options, folder, facts)
+        print(f"{kind} {name}: {caption}, {seconds:.0f} CPU-seconds", flush=True)
+    show(publish(options, folder, facts))
+
+
+def publish(options: Options, folder: Path, facts: dict[str, dict]) -> dict:
+    """Everything measured so far: the JSON file, the sheets and the card."""
+    results = merged(folder)
     report = {
-        "objects": objects,
-        "preset": preset,
-        "steps": {name: fact["step"] for name, fact in facts.items()},
-        **{task: {name: mean(rows) for name, rows in results.items()} for task, results in scores.items()},
-        "video": mean(clips),
-        "seconds": round(time.monotonic() - begun, 1),
+        "preset": options.preset,
+        "weights": {name: {key: fact[key] for key in ("step", "sha256")} for name, fact in facts.items()},
+        "margins": margins(results),
+        "results": results,
     }
-    print(json.dumps(report, indent=2))
+    write_json(options.results, report)
+    if options.out is not None:
+        save_sheets(folder, options.out)
+    if options.card is not None:
+        write_card(options.card, report)
+    return report
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    main(tyro.cli(Options))

@@ -199,6 +199,15 @@ def test_reference_chunks_do_not_show(monkeypatch):
     assert torch.equal(whole, render(figure, cameras, torch.zeros(3), 16, 16, 2, "reference"))
 
 
+def test_plain_tensors_stay_on_the_cameras_device():
+    """With another default device, whatever is made without naming its own lands there and cannot meet the rest."""
+    cameras, times = cells(turntable(2, 1)), torch.zeros(2)
+    truth = render(moving_object(3), cameras, times, 16, 16, 2, "reference")
+    with torch.device("meta"):
+        ours = render(moving_object(3), cameras, times, 16, 16, 2, "reference")
+    assert ours.device.type == "cpu" and torch.equal(ours, truth)
+
+
 def test_a_seed_is_an_object_and_splits_do_not_meet():
     first, again = procedural_grid(8, 2, 2, 24), procedural_grid(8, 2, 2, 24)
     assert torch.equal(first.rgba, again.rgba)

@@ -7,13 +7,14 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from loom4d.runs import Event, InputError, Work, load_tensors, save_tensors, write_atomically
 
@@ -38,6 +39,10 @@ class Task(Protocol):
     """What is trained. `call` is the network, compiled and under autocast where asked."""
 
     network: nn.Module
+
+    @property
+    def pictures(self) -> int:
+        """How many a step sees."""
 
     def loss(self, call: Callable, generator: torch.Generator) -> Tensor: ...
 
@@ -72,8 +77,9 @@ def optimizers(network: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
 class Trainer:
     """The state of one training: weights, their average, optimiser moments and the step."""
 
-    def __init__(self, task: Task, config: LoopConfig, folder: Path):
+    def __init__(self, task: Task, config: LoopConfig, folder: Path, facts: dict[str, Any] | None = None):
         self.task, self.config, self.folder, self.step = task, config, folder, 0
+        self.facts = facts or {}  # what else the checkpoint says of itself
         self.device = next(task.network.parameters()).device
         self.optimizers = optimizers(task.network, config.learning_rate)
         self.average = {name: value.detach().clone() for name, value in task.network.state_dict().items()}
@@ -84,7 +90,7 @@ class Trainer:
         for index, optimizer in enumerate(self.optimizers):
             for weight, state in optimizer.state_dict()["state"].items():
                 tensors |= {f"optimizer.{index}.{weight}.{key}": torch.as_tensor(value) for key, value in state.items()}
-        facts = {"step": self.step, "loop": asdict(self.config)}
+        facts = {**self.facts, "step": self.step, "loop": asdict(self.config), "torch": torch.__version__}
         save_tensors(self.folder / "checkpoint.safetensors", tensors, facts)
 
     def restore(self) -> None:
@@ -147,35 +153,39 @@ def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name[len(prefix) + 1 :]: value for name, value in tensors.items() if name.startswith(prefix + ".")}
 
 
-def train(task: Task, config: LoopConfig, folder: Path, minutes: float = math.inf) -> Work[Trainer]:
+def train(
+    task: Task, config: LoopConfig, folder: Path, minutes: float = math.inf, facts: dict[str, Any] | None = None
+) -> Work[Trainer]:
     """Trains to `config.steps` or for `minutes`, whichever ends first; returns the trainer, averaged weights inside.
 
     The folder holds `checkpoint.safetensors`, `log.jsonl`, `curve.png` and `samples_*.png`; calling again goes on.
+    The log counts pictures and the network's arithmetic a second, this as a share of what a matrix product reaches on
+    the same device. `facts` are kept in the checkpoint.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(task, config, folder)
+    trainer = Trainer(task, config, folder, facts)
     trainer.restore()
     if trainer.step:
         yield Event("train", "note", f"going on from step {trainer.step}", trainer.step, config.steps)
-    network = torch.compile(task.network) if config.compiled else task.network
-
-    def call(*arguments):
-        with torch.autocast(trainer.device.type, torch.bfloat16, enabled=config.bf16):
-            return network(*arguments)
-
-    begun = saved = time.monotonic()
-    recent: list[float] = []
     task.network.train()
+    call = caller(task.network, trainer.device, config)
+    per_step, peak = arithmetic(task, caller(task.network, trainer.device, replace(config, compiled=False))), 0.0
+    begun = saved = since = time.monotonic()
+    recent: list[float] = []
     while trainer.step < config.steps and time.monotonic() - begun < 60 * minutes:
         recent.append(trainer.update(call))
         if trainer.step % 20 == 0 or trainer.step == config.steps:
+            peak = peak or peak_arithmetic(trainer.device, config.bf16)
+            rate = len(recent) / max(time.monotonic() - since, 1e-9)  # steps a second
             line = {
                 "step": trainer.step,
                 "loss": sum(recent) / len(recent),
                 "seconds": round(time.monotonic() - begun, 1),
+                "pictures_per_second": round(rate * task.pictures, 1),
+                "peak_share": round(rate * per_step / peak, 4),
             }
             _append(folder, line)
-            recent = []
+            recent, since = [], time.monotonic()
             yield Event(
                 "train", "progress", f"loss {line['loss']:.4f}", trainer.step, config.steps, {"loss": line["loss"]}
             )
@@ -186,11 +196,44 @@ def train(task: Task, config: LoopConfig, folder: Path, minutes: float = math.in
             _append(folder, {"step": trainer.step, "scores": scores})
             curve(read_log(folder)).save(folder / "curve.png")
             yield Event("train", "preview", f"samples_{trainer.step:06}.png", trainer.step, config.steps, scores)
+            since = time.monotonic()
         if time.monotonic() - saved > config.checkpoint_seconds:
             trainer.save()
-            saved = time.monotonic()
+            saved = since = time.monotonic()
     trainer.save()
     return trainer
+
+
+def caller(network: nn.Module, device: torch.device, config: LoopConfig) -> Callable:
+    """The network as a step calls it: compiled and under autocast where asked."""
+    network = torch.compile(network) if config.compiled else network
+
+    def call(*arguments):
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
+            return network(*arguments)
+
+    return call
+
+
+def arithmetic(task: Task, call: Callable) -> int:
+    """Floating-point operations of one step, forth and back, as torch counts matrix products and convolutions."""
+    generator = torch.Generator(next(task.network.parameters()).device).manual_seed(0)
+    with FlopCounterMode(display=False) as counter:
+        task.loss(call, generator).backward()
+    task.network.zero_grad(set_to_none=True)
+    return counter.get_total_flops()
+
+
+def peak_arithmetic(device: torch.device, bf16: bool, seconds: float = 0.2) -> float:
+    """Floating-point operations a second of large square matrix products on this device."""
+    side = 8192 if device.type == "cuda" else 1024
+    a = torch.randn(side, side, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
+    float((a @ a)[0, 0])  # warm, and waits for the device
+    begun, count = time.monotonic(), 0
+    while time.monotonic() - begun < seconds:
+        float((a @ a)[0, 0])
+        count += 1
+    return 2 * side**3 * count / (time.monotonic() - begun)
 
 
 def _append(folder: Path, line: dict) -> None:
@@ -203,18 +246,44 @@ def read_log(folder: Path) -> list[dict]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
+COLOURS = [(200, 60, 40), (30, 140, 60), (150, 60, 190), (220, 150, 20), (20, 150, 170), (120, 80, 40)]
+
+
 def curve(lines: list[dict], size: tuple[int, int] = (800, 400)) -> Image.Image:
-    """Loss over steps, the loss on a logarithmic axis, as a picture."""
-    points = [(line["step"], math.log10(line["loss"])) for line in lines if "loss" in line]
+    """Loss and held-out scores over steps as a picture: the loss in blue with its axis on the left, the scores of each
+    task in colours of their own with one axis on the right; both axes are logarithmic."""
+    losses = [(line["step"], line["loss"]) for line in lines if "loss" in line]
+    scores: dict[str, list[tuple[int, float]]] = {}
+    for line in lines:
+        for name, value in line.get("scores", {}).items():
+            scores.setdefault(name, []).append((line["step"], value))
     picture = Image.new("RGB", size, "white")
-    draw = ImageDraw.Draw(picture)
-    if len(points) < 2:
+    if len(losses) < 2:
         return picture
-    low, high = min(y for _, y in points), max(y for _, y in points)
-    last, (width, height) = points[-1][0], size
-    place = [(50 + (width - 60) * x / last, 10 + (height - 40) * (high - y) / max(high - low, 1e-9)) for x, y in points]
-    draw.line(place, fill=(30, 90, 200), width=2)
-    for share in (0.0, 0.5, 1.0):
-        draw.text((2, 4 + (height - 40) * (1 - share)), f"{10 ** (low + share * (high - low)):.3g}", fill="black")
-    draw.text((width - 120, height - 20), f"step {last}", fill="black")
+    draw, (width, height) = ImageDraw.Draw(picture), size
+    last = lines[-1]["step"]
+    _draw_lines(draw, [(losses, (30, 90, 200), 1)], last, size, 2)
+    shown = {name: points for name, points in scores.items() if len(points) > 1 and min(y for _, y in points) > 0}
+    colours = [COLOURS[index % len(COLOURS)] for index in range(len(shown))]
+    _draw_lines(draw, list(zip(shown.values(), colours, [3] * len(shown), strict=True)), last, size, width - 45)
+    for index, (name, points) in enumerate(shown.items()):
+        draw.text((width - 250, 10 + 12 * index), f"{name}: {points[-1][1]:.3g}", fill=colours[index])
+    draw.text((width - 140, height - 20), f"step {last}", fill="black")
     return picture
+
+
+Series = tuple[list[tuple[int, float]], tuple[int, int, int], int]  # (step, value) pairs, colour, line width
+
+
+def _draw_lines(draw: ImageDraw.ImageDraw, series: list[Series], last: int, size: tuple[int, int], labels: int) -> None:
+    """Lines on one logarithmic axis, whose labels stand at `labels` from the left."""
+    if not series:
+        return
+    width, height = size[0] - 100, size[1] - 40
+    heights = [math.log10(value) for points, _, _ in series for _, value in points]
+    low, span = min(heights), max(max(heights) - min(heights), 1e-9)
+    for points, colour, thickness in series:
+        place = [(50 + width * x / last, 10 + height * (1 - (math.log10(y) - low) / span)) for x, y in points]
+        draw.line(place, fill=colour, width=thickness)
+    for share in (0.0, 0.5, 1.0):
+        draw.text((labels, 4 + height * (1 - share)), f"{10 ** (low + share * span):.3g}", fill="black")

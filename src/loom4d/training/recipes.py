@@ -5,16 +5,25 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from loom4d.denoisers.autoencoder import Autoencoder, AutoencoderConfig
 from loom4d.denoisers.small import SmallConfig, SmallPrior
 from loom4d.denoisers.weights import AUTOENCODER, PRIOR, load_autoencoder, load_prior, write_weights
-from loom4d.runs import Event, Work
+from loom4d.runs import Event, InputError, Work
 from loom4d.training.loop import LoopConfig, train
 from loom4d.training.objective import AutoencoderTask, LatentGrids, PriorTask
-from loom4d.training.shards import ShardConfig, Shards, encode_shards, encoder_digest, make_shards, open_shards
+from loom4d.training.shards import (
+    ShardConfig,
+    Shards,
+    credits_digest,
+    encode_shards,
+    encoder_digest,
+    make_shards,
+    open_shards,
+)
 
 
 @dataclass(frozen=True)
@@ -30,6 +39,8 @@ class DataConfig:
     frames: int = 8
     resolution: int = 64
     workers: int = 2
+    version: int = 1  # of the procedural objects
+    device: str = "cpu"  # where grids are drawn; another than the CPU draws them one after another, and needs no cores
 
 
 @dataclass(frozen=True)
@@ -57,7 +68,7 @@ Recipe = AutoencoderRecipe | PriorRecipe
 
 def tiny(recipe: Recipe) -> Recipe:
     """The same recipe at a size that a test runs in seconds."""
-    data = DataConfig(grids=4, held_out=2, views=3, frames=3, resolution=16, workers=1)
+    data = DataConfig(4, 2, views=3, frames=3, resolution=16, workers=1, version=recipe.data.version)
     loop = replace(recipe.loop, steps=6, warmup=2, decay=0, preview_steps=3, compiled=False)
     if isinstance(recipe, AutoencoderRecipe):
         network = AutoencoderConfig(channels=4, width=16, deep_width=16, encoder_blocks=1, decoder_blocks=1)
@@ -66,8 +77,8 @@ def tiny(recipe: Recipe) -> Recipe:
 
 
 def on_gpu(recipe: Recipe) -> Recipe:
-    """The recipe at 128² for one big GPU: wider, larger batches, data drawn by sixteen cores."""
-    data = DataConfig(grids=6000, held_out=64, resolution=128, workers=16)
+    """The recipe at 128² for one big GPU: wider, larger batches, richer objects, drawn by sixteen cores."""
+    data = DataConfig(grids=6000, held_out=64, resolution=128, workers=16, version=2)
     if isinstance(recipe, AutoencoderRecipe):
         loop = replace(recipe.loop, steps=16_000, decay=4_000, preview_steps=2_000, compiled=True)
         return replace(recipe, data=data, loop=loop, batch=192)
@@ -90,13 +101,50 @@ RECIPES: dict[str, Recipe] = {
 
 def shards_of(data: DataConfig, folder: Path) -> Work[tuple[Shards, Shards]]:
     """The recipe's data on disk, drawn where missing: (train, held out)."""
-    found = []
+    found, suffix = [], "" if data.version == 1 else f"_v{data.version}"
     for split, grids in (("train", data.grids), ("valid", data.held_out)):
-        where = folder / f"{split}_{data.views}x{data.frames}x{data.resolution}"
-        config = ShardConfig(where, grids, split, data.views, data.frames, data.resolution, data.workers)
-        yield from make_shards(config)
+        where = folder / f"{split}_{data.views}x{data.frames}x{data.resolution}{suffix}"
+        size = (data.views, data.frames, data.resolution)
+        yield from make_shards(ShardConfig(where, grids, split, *size, data.workers, data.device, data.version))
         found.append(open_shards(where, grids))
     return found[0], found[1]
+
+
+def with_assets(shards: tuple[Shards, Shards], assets: Path) -> Work[tuple[Shards, Shards]]:
+    """Curated grids (a folder that `loom4d curate` wrote, or one with several such) beside the procedural ones."""
+    folders = [assets] if (assets / "train").is_dir() else sorted(f for f in assets.glob("*") if (f / "train").is_dir())
+    if not folders:
+        raise InputError(f"{assets} holds no curated grids; make them with `loom4d curate`")
+    train = shards[0]
+    for folder in folders:
+        train = train.and_also(open_shards(folder / "train"))
+    yield Event("assets", "note", f"{train.grids - shards[0].grids} grids of real assets beside {shards[0].grids}")
+    return train, shards[1]
+
+
+SHARE_ALIKE = ("CC-BY-SA-3.0", "CC-BY-SA-4.0")
+
+
+def provenance(recipe: Recipe, shards: Shards) -> dict[str, Any]:
+    """What a checkpoint or weight file says of its making; weights trained on share-alike assets are shared alike."""
+    name = next((name for name, known in RECIPES.items() if known == recipe), None)
+    facts: dict[str, Any] = {
+        "made by": name or "a changed recipe",
+        "training": {"data": asdict(recipe.data), "loop": asdict(recipe.loop), "batch": recipe.batch},
+    }
+    if shards.objects:
+        licences = sorted({one["licence"] for one in shards.objects})
+        alike = [licence for licence in licences if licence in SHARE_ALIKE]
+        if len(alike) > 1 or "unknown" in licences:
+            raise InputError(f"assets under {', '.join(licences)} cannot be trained on together")
+        facts["assets"] = {
+            "grids": len(shards.objects),
+            "licences": licences,
+            "attribution": sorted({one["attribution"] for one in shards.objects}),
+        }
+        if alike:
+            facts["licence"] = alike[0]
+    return facts
 
 
 def run_recipe(
@@ -106,13 +154,16 @@ def run_recipe(
     minutes: float = math.inf,
     weights: Path | None = None,
     device: str = "cpu",
+    assets: Path | None = None,
 ) -> Work[Path]:
     """Trains one recipe in `out` (resumable) with data in `data`, writes the weight file there and returns its path.
 
     `weights`: folder of the family's other files (the prior needs the autoencoder) and, where nothing has been trained
-    in `out` yet, of weights to start from; the package's own by default.
+    in `out` yet, of weights to start from; the package's own by default. `assets`: curated grids to train on besides.
     """
     shards = yield from shards_of(recipe.data, data)
+    if assets is not None:
+        shards = yield from with_assets(shards, assets)
     torch.manual_seed(recipe.loop.seed)
     if isinstance(recipe, AutoencoderRecipe):
         return (yield from _autoencoder(recipe, out, shards, minutes, weights, device))
@@ -132,12 +183,14 @@ def _autoencoder(
         network.load_state_dict(load_autoencoder(weights)[0].state_dict())
         network.encoder.requires_grad_(False)
     task = AutoencoderTask(network.to(device), *shards, recipe.batch, recipe.noise)
-    trainer = yield from train(task, recipe.loop, out, minutes)
+    made = provenance(recipe, shards[0])
+    trainer = yield from train(task, recipe.loop, out, minutes, {"config": asdict(recipe.network), **made})
     with trainer.averaged():
         if not recipe.decoder_only:
             task.finish()
         scores = task.scores()
         facts = {
+            **made,
             "recipe": "decoder" if recipe.decoder_only else "autoencoder",
             "step": trainer.step,
             "scores": scores,
@@ -161,7 +214,9 @@ def _prior(
     autoencoder.to(device)
     grids = []
     for split, part in zip(("train", "valid"), shards, strict=True):
-        file = data / f"latents_{split}_{part.grids}_{encoder_digest(autoencoder)}.npy"
+        version = "" if recipe.data.version == 1 else f"_v{recipe.data.version}"
+        name = f"latents_{split}_{part.grids}_{encoder_digest(autoencoder)}{version}{credits_digest(part)}"
+        file = data / f"{name}.npy"
         latents = yield from encode_shards(autoencoder, part, file)
         grids.append(LatentGrids(latents, part.elevations_deg).to(torch.device(device)))
     network = SmallPrior(recipe.network).to(device)
@@ -170,10 +225,11 @@ def _prior(
         network.load_state_dict(grown)
         yield Event("train", "note", f"starting from {weights / PRIOR}")
     task = PriorTask(network, grids[0], grids[1], autoencoder, recipe.batch)
-    trainer = yield from train(task, recipe.loop, out, minutes)
+    made = provenance(recipe, shards[0])
+    trainer = yield from train(task, recipe.loop, out, minutes, {"config": asdict(recipe.network), **made})
     with trainer.averaged():
         scores = task.scores()
-        known = {"recipe": "prior", "step": trainer.step, "scores": scores, "config": asdict(recipe.network)}
+        known = {**made, "recipe": "prior", "step": trainer.step, "scores": scores, "config": asdict(recipe.network)}
         path = write_weights(out / PRIOR, network, known)
     yield Event("train", "done", f"wrote {path}", trainer.step, recipe.loop.steps, scores)
     return path

@@ -8,6 +8,7 @@ import json
 import os
 from bisect import bisect_right
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -38,6 +39,8 @@ class ShardConfig:
     frames: int = 8
     resolution: int = 64
     workers: int = 2
+    device: str = "cpu"
+    version: int = 1  # of the objects
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
@@ -48,17 +51,27 @@ def write_array(path: Path, array: np.ndarray) -> None:
 
 def as_stored(grid: ImageGrid) -> np.ndarray:
     """Premultiplied RGBA of a grid as uint8 (view, frame, 4, height, width)."""
-    return (grid.premultiplied.clamp(0, 1) * 255).round().byte().numpy()
+    return (grid.premultiplied.clamp(0, 1) * 255).round().byte().cpu().numpy()
 
 
 def _make_shard(config: ShardConfig, shard: int) -> None:
     torch.set_num_threads(1)
     seeds = range(shard * GRIDS_PER_SHARD, min((shard + 1) * GRIDS_PER_SHARD, config.grids))
     grids = [
-        procedural_grid(seed, config.views, config.frames, config.resolution, split=config.split) for seed in seeds
+        procedural_grid(
+            seed,
+            config.views,
+            config.frames,
+            config.resolution,
+            config.split,
+            device=config.device,
+            version=config.version,
+        )
+        for seed in seeds
     ]
     write_array(config.folder / f"pictures_{shard:05}.npy", np.stack([as_stored(grid) for grid in grids]))
-    facts = {"elevations_deg": [grid.cameras.elevations_deg()[0, 0].item() for grid in grids], "seeds": list(seeds)}
+    elevations = [grid.cameras.to("cpu").elevations_deg()[0, 0].item() for grid in grids]
+    facts = {"elevations_deg": elevations, "seeds": list(seeds)}
     write_json(config.folder / f"facts_{shard:05}.json", facts)
 
 
@@ -66,8 +79,9 @@ def make_shards(config: ShardConfig) -> Work[None]:
     """Draws what is missing of `config.grids` procedural grids; one event per shard. Safe to kill and call again."""
     shards = -(-config.grids // GRIDS_PER_SHARD)
     missing = [shard for shard in range(shards) if not (config.folder / f"facts_{shard:05}.json").exists()]
-    with ProcessPoolExecutor(config.workers) as pool:
-        for count, _ in enumerate(pool.map(_make_shard, [config] * len(missing), missing), shards - len(missing) + 1):
+    with nullcontext() if config.device != "cpu" else ProcessPoolExecutor(config.workers) as pool:
+        over = map if pool is None else pool.map  # a GPU is not to be shared by forked processes
+        for count, _ in enumerate(over(_make_shard, [config] * len(missing), missing), shards - len(missing) + 1):
             yield Event("shards", "progress", f"{config.split} shards", count, shards)
 
 
@@ -131,6 +145,12 @@ def encoder_digest(autoencoder: Autoencoder) -> str:
         if not name.startswith("decoder."):
             digest.update((value.half() + 0.0).cpu().numpy().tobytes())  # averaging turns −0 into 0: the same code
     return digest.hexdigest()[:12]
+
+
+def credits_digest(shards: Shards) -> str:
+    """Tells apart sets of curated grids of one size; "" where there are none."""
+    told = json.dumps(shards.objects, sort_keys=True).encode()
+    return f"_{hashlib.sha256(told).hexdigest()[:8]}" if shards.objects else ""
 
 
 def encode_shards(autoencoder: Autoencoder, shards: Shards, file: Path) -> Work[Float[Tensor, "grid view frame c h w"]]:

@@ -15,6 +15,7 @@ from numpy.random import Generator
 from loom4d.cameras import cells, turntable
 from loom4d.grid import ImageGrid
 from loom4d.sources.procedural import creatures, monsters, things, vehicles, winged
+from loom4d.sources.procedural.adorn import adorned
 from loom4d.sources.procedural.build import Palette, Sketch, palette
 from loom4d.sources.procedural.motions import animate
 from loom4d.sources.procedural.raycast import render
@@ -23,6 +24,7 @@ from loom4d.sources.procedural.scene import MovingObject, extents, freedom_matri
 REACH = 0.56  # farthest point from the origin; the picture's edge is 0.581 away at radius 2 and 33.8 degrees
 CLIP_SECONDS = 1.0
 SPLITS = {"train": 0, "valid": 1, "test": 2}
+VERSIONS = (1, 2)
 
 # what draws an individual, and how often it is drawn
 FAMILIES: dict[str, tuple[Callable[[Sketch, Palette], str], float]] = {
@@ -59,8 +61,13 @@ def generator(seed: int, split: str) -> Generator:
     return np.random.default_rng(np.random.SeedSequence(entropy=0x100D4D, spawn_key=(SPLITS[split], seed)))
 
 
-def moving_object(seed: int, split: str = "train", family: str | None = None) -> MovingObject:
-    """The object of a seed: one of `FAMILIES` (drawn unless named), painted, set in motion, turned and fitted."""
+def moving_object(seed: int, split: str = "train", family: str | None = None, version: int = 1) -> MovingObject:
+    """The object of a seed: one of `FAMILIES` (drawn unless named), painted, set in motion, turned and fitted.
+
+    A version's objects never change; those of version 2 are those of version 1, `adorned`.
+    """
+    if version not in VERSIONS:
+        raise ValueError(f"unknown version {version}; choose one of {', '.join(map(str, VERSIONS))}")
     rng = generator(seed, split)
     weights = np.array([weight for _, weight in FAMILIES.values()])
     drawn = str(rng.choice(list(FAMILIES), p=weights / weights.sum()))
@@ -73,7 +80,8 @@ def moving_object(seed: int, split: str = "train", family: str | None = None) ->
     light = rng.normal(size=3) * [1, 0.5, 1] + [0, 1.2, 0.3]
     turn = freedom_matrices(np.array([0, 0, 0, 0, yaw, 0, 0, 0, 0], float))
     caption = f"{'an' if noun[0] in 'aeiou' else 'a'} {noun} {verb}"
-    return fitted(sketch.finish(caption, turn, light / np.linalg.norm(light)), rng.uniform(0.9, 1.0))
+    figure, size = sketch.finish(caption, turn, light / np.linalg.norm(light)), rng.uniform(0.9, 1.0)
+    return fitted(figure if version == 1 else adorned(figure, rng), size)
 
 
 def fitted(figure: MovingObject, size: float, instants: int = 33) -> MovingObject:
@@ -102,15 +110,25 @@ def grid_elevation_deg(rng: Generator) -> float:
 
 
 def procedural_grid(
-    seed: int, views: int, frames: int, resolution: int, split: str = "train", samples: int = 4, backend: str = "auto"
+    seed: int,
+    views: int,
+    frames: int,
+    resolution: int,
+    split: str = "train",
+    samples: int = 4,
+    device: str = "cpu",
+    version: int = 1,
 ) -> ImageGrid:
-    """Exact pictures of the seed's object from a turntable of `views` cameras at `frames` moments of its clip."""
-    figure = moving_object(seed, split)
+    """Exact pictures of the seed's object from a turntable of `views` cameras at `frames` moments of its clip.
+
+    On another `device` they are cast there by plain tensors, and stay there.
+    """
+    figure = moving_object(seed, split, version=version)
     elevation = grid_elevation_deg(np.random.default_rng([seed, SPLITS[split], 7]))
-    cameras = turntable(views, frames, elevation)
-    times = torch.linspace(0, 1, frames)
+    cameras = turntable(views, frames, elevation).to(device)
+    times = torch.linspace(0, 1, frames, device=device)
     flat = repeat(times, "frame -> (view frame)", view=views)
-    rgba = render(figure, cells(cameras), flat, resolution, resolution, samples, backend)
+    rgba = render(figure, cells(cameras), flat, resolution, resolution, samples)
     return ImageGrid(
         rearrange(rgba, "(view frame) c h w -> view frame c h w", view=views), cameras, times * CLIP_SECONDS
     )

@@ -77,8 +77,8 @@ def sample_offsets(samples: int) -> Float[Tensor, "sample 2"]:
     """Hammersley points in a pixel: x uniform, y its bits reversed; no two share a row or a column."""
     bits = max(1, math.ceil(math.log2(samples)))
     reversed_index = [int(format(i, f"0{bits}b")[::-1], 2) / 2**bits for i in range(samples)]
-    x = (torch.arange(samples) + 0.5) / samples
-    return torch.stack([x, torch.tensor(reversed_index) + 0.5 / 2**bits], -1)
+    x = (torch.arange(samples, device="cpu") + 0.5) / samples
+    return torch.stack([x, torch.tensor(reversed_index, device="cpu") + 0.5 / 2**bits], -1)
 
 
 def render(

@@ -82,8 +82,8 @@ class MovingObject:
 
     def world_from_part(self, times: Float[Tensor, "*time"] | float) -> Float[Tensor, "*time part 4 4"]:
         """Affine maps from the unit solids into the world at the given times in 0..1."""
-        times = torch.as_tensor(times, dtype=torch.float64)
-        poses = pose(self, times.detach().cpu().reshape(-1).numpy())
+        times = torch.as_tensor(times, dtype=torch.float64, device="cpu")
+        poses = pose(self, times.detach().reshape(-1).numpy())
         return torch.from_numpy(poses.astype(np.float32)).reshape(*times.shape, len(self.joints), 4, 4)
 
 
