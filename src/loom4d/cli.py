@@ -277,6 +277,8 @@ def train(
     weights: Path | None = None,
     size: Literal["full", "tiny"] = "full",
     device: Literal["cpu", "cuda"] = "cpu",
+    draw_on: Literal["cpu", "cuda"] = "cpu",
+    assets: Path | None = None,
 ) -> None:
     """Train one of the built-in networks by its recipe; calling again goes on from the last checkpoint.
 
@@ -288,12 +290,15 @@ def train(
         weights: Folder with the family's other weight files, and the weights to start from.
         size: tiny is the whole recipe in seconds, to try it.
         device: Where the network is trained.
+        draw_on: Where training pictures are drawn that are missing: cpu takes all cores, cuda one after another.
+        assets: Folder of curated grids to train on besides; weights trained on share-alike assets are shared alike.
     """
     if recipe not in RECIPES:
         raise InputError(f"unknown recipe {recipe!r}; choose one of {', '.join(RECIPES)}")
     chosen = tiny(RECIPES[recipe]) if size == "tiny" else RECIPES[recipe]
+    chosen = replace(chosen, data=replace(chosen.data, device=draw_on))
     with Show() as show:
-        path = result_of(run_recipe(chosen, out, data or default_folder(), minutes, weights, device), show)
+        path = result_of(run_recipe(chosen, out, data or default_folder(), minutes, weights, device, assets), show)
     console.print(f"wrote {path}")
 
 
