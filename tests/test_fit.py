@@ -196,7 +196,7 @@ def test_wrong_arguments_say_what_is_wrong():
         result_of(fit(grid, replace(QUICK, weights=replace(QUICK.weights, perceptual=1.0))))
     with pytest.raises(ValueError, match="rising"):
         result_of(fit(grid, replace(QUICK, stages=(Stage(0.8), Stage(0.5)))))
-    assert set(PRESETS) == {"preview", "balanced", "best"}
+    assert set(PRESETS) == {"preview", "balanced", "full"}
 
 
 def test_every_round_visits_every_cell_once():

@@ -89,7 +89,7 @@ def generate(
     /,
     out: Path,
     preset: Literal["default", "paper", "released"] = "default",
-    quality: Literal["preview", "balanced", "best"] = "balanced",
+    quality: Literal["preview", "balanced", "full"] = "balanced",
     seed: int = 0,
     method: str = "diffusion-squared",
     priors: str = "small",
@@ -106,9 +106,10 @@ def generate(
     Args:
         input: The picture, video file or folder of frames.
         out: Folder for the results; the same command on an interrupted run goes on with it.
-        preset: How the grid is imagined, by default ours with small priors and the paper's with svd-sv3d;
-            --imagining.* changes single choices.
-        quality: How long the fit takes; --fitting.* changes single choices.
+        preset: How the grid is imagined, by default ours with small priors, at the quality asked for, and the paper's
+            with svd-sv3d; --imagining.* changes single choices.
+        quality: How long the whole may take: preview, balanced (some three times as long) or full (some ten times)
+            set both the steps that imagine and those that fit; a named preset keeps its own steps.
         seed: Another seed, another asset; the same seed, the same bytes on this machine.
         priors: small, which ships with the package, or svd-sv3d, from your own files.
         checkpoints: Folder with the files of the full-size priors.
@@ -149,7 +150,7 @@ def fit_command(
     input: Annotated[Path, tyro.conf.Positional],
     /,
     out: Path,
-    quality: Literal["preview", "balanced", "best"] = "balanced",
+    quality: Literal["preview", "balanced", "full"] = "balanced",
     capture: CaptureConfig = CaptureConfig(),  # noqa: B008
     fitting: FitConfig = FitConfig(),  # noqa: B008
 ) -> None:
@@ -413,9 +414,10 @@ def commands(arguments: list[str]) -> dict[str, Callable[..., None]]:
         given += [name.split("=", 1)[1] for name in arguments if name.startswith(f"{option}=")]
         return given[-1] if given else default
 
-    meant = METHODS["diffusion-squared"].meant(named("--preset", "default"), named("--priors", "small"))
+    quality = named("--quality", "balanced")
+    meant = METHODS["diffusion-squared"].meant(named("--preset", "default"), named("--priors", "small"), quality)
     imagining = PRESETS.get(meant, PRESETS["default"])()
-    fitting = FIT_PRESETS.get(named("--quality", "balanced"), FIT_PRESETS["balanced"])()
+    fitting = FIT_PRESETS.get(quality, FIT_PRESETS["balanced"])()
     return {
         "generate": functools.partial(generate, imagining=imagining, fitting=fitting),
         "fit": functools.partial(fit_command, fitting=fitting),

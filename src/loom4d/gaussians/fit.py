@@ -51,7 +51,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class FitConfig:
-    """How a fit runs; `preview()`, `balanced()` and `best()` are the presets."""
+    """How a fit runs; `preview()`, `balanced()` and `full()` are the presets."""
 
     motion: str = "controlled"  # stays one object between the frames; "spacetime" where parts come and go
     count: int = 4000  # Gaussians at the start
@@ -88,11 +88,11 @@ def balanced() -> FitConfig:
     return FitConfig()
 
 
-def best() -> FitConfig:
+def full() -> FitConfig:
     return replace(balanced(), count=8000, iterations=2000)
 
 
-PRESETS: dict[str, Callable[[], FitConfig]] = {"preview": preview, "balanced": balanced, "best": best}
+PRESETS: dict[str, Callable[[], FitConfig]] = {"preview": preview, "balanced": balanced, "full": full}
 
 
 def fit(

@@ -17,9 +17,12 @@ class Method:
     presets: dict[str, Callable[[int], Any]]
     defaults: dict[str, str] = field(default_factory=dict)  # family -> the preset that "default" means with it
 
-    def meant(self, preset: str, family: str) -> str:
-        """The preset that a name stands for with these priors."""
-        return self.defaults.get(family, preset) if preset == "default" else preset
+    def meant(self, preset: str, family: str, quality: str = "balanced") -> str:
+        """The preset that a name stands for with these priors: "default" is the family's own, or that of the quality
+        where the method has one by its name."""
+        if preset != "default":
+            return preset
+        return self.defaults.get(family) or (quality if quality in self.presets else preset)
 
 
 def seeded(presets: dict[str, Callable[[], Any]]) -> dict[str, Callable[[int], Any]]:
