@@ -20,11 +20,15 @@ from loom4d.runs import InputError, write_atomically, write_json
 
 @dataclass(frozen=True)
 class ImageGrid:
-    """A photo is 1×1, a video 1×F, a turntable V×1, the Diffusion² matrix V×F, an orbiting clip 1×F."""
+    """A photo is 1×1, a video 1×F, a turntable V×1, the Diffusion² matrix V×F, an orbiting clip 1×F.
+
+    Pictures that are no matrix, as many views at some instants as at others, are 1×N in the order of time: every cell
+    has its own camera, and frames may share an instant.
+    """
 
     rgba: Float[Tensor, "view frame 4 height width"]  # 0..1, straight alpha
     cameras: Cameras  # batch (view, frame)
-    times: Float[Tensor, " frame"]  # seconds
+    times: Float[Tensor, " frame"]  # seconds, never falling
 
     def __post_init__(self) -> None:
         expected = tuple(self.rgba.shape[:2])
@@ -51,6 +55,11 @@ class ImageGrid:
         """Part of the grid by two slices, as grid[2:3, :]; a plain index would lose an axis."""
         views, frames = index
         return ImageGrid(self.rgba[views, frames], self.cameras[views, frames], self.times[frames])
+
+    def to(self, device: torch.device | str) -> ImageGrid:
+        """The same grid on another device."""
+        cameras = Cameras(self.cameras.camera_from_world.to(device), self.cameras.intrinsics.to(device))
+        return ImageGrid(self.rgba.to(device), cameras, self.times.to(device))
 
     @property
     def premultiplied(self) -> Float[Tensor, "view frame 4 height width"]:

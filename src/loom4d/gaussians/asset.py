@@ -56,14 +56,16 @@ def render(
     width: int,
     backend: str | None = None,
 ) -> ImageGrid:
-    """The asset as an image grid: `cameras` per (view, frame), `times` in seconds."""
+    """The asset as an image grid: `cameras` per (view, frame), `times` in seconds. It is drawn on the asset's device;
+    the pictures are left where the cameras are."""
     views, frames = cameras.batch_shape
-    flat, seconds = cells(cameras), times.repeat(views)
+    device = asset.tensors()["means"].device
+    flat, seconds = cells(cameras).to(device), times.repeat(views).to(device)
     options = RasterOptions(height, width)
     chunk = max(1, 2**22 // (height * width))  # cells at a time, so that memory does not grow with the grid
     parts = [
         rasterize(asset.slices(seconds[first : first + chunk]), flat[first : first + chunk], options, backend)
         for first in range(0, views * frames, chunk)
     ]
-    rgba = straight(torch.cat([part.premultiplied for part in parts]).clamp(0, 1))
+    rgba = straight(torch.cat([part.premultiplied for part in parts]).clamp(0, 1)).to(cameras.intrinsics.device)
     return ImageGrid(rgba.reshape(views, frames, 4, height, width), cameras, times)

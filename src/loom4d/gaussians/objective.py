@@ -71,7 +71,7 @@ def flat_targets(
         flat = rearrange(confidence.to(pictures), "view frame h w -> (view frame) 1 h w")
         maps = torch.nn.functional.interpolate(flat, grid.size, mode="bilinear", antialias=True)[:, 0].clamp(0, 1)
     cameras, seconds = cells(grid.cameras), grid.times.repeat(grid.views)
-    return Targets(pictures, statistics, cameras, seconds, trust.flatten(), maps, grid.views)
+    return Targets(pictures, statistics, cameras, seconds, trust.flatten().to(pictures), maps, grid.views)
 
 
 def picture_loss(

@@ -29,6 +29,9 @@ class FitState:
         found = {key.removeprefix(prefix): value for key, value in self.tensors.items() if key.startswith(prefix)}
         return {key: value.detach() for key, value in found.items()}
 
+    def to(self, device: torch.device | str) -> FitState:
+        return FitState(self.step, {name: tensor.to(device) for name, tensor in self.tensors.items()}, self.motion)
+
     def finite(self) -> bool:
         return all(bool(tensor.isfinite().all()) for tensor in self.tensors.values())
 
