@@ -18,11 +18,14 @@ import torch
 from loom4d import native
 from loom4d.denoisers import DENOISERS, Family
 from loom4d.denoisers.full_size import FullSizeConfig
+from loom4d.denoisers.weights import load_autoencoder
 from loom4d.evaluation.scores import foreground_psnr, psnr
 from loom4d.export.video import OrbitOptions, write_orbit
 from loom4d.gaussians.asset import load_asset, render, save_asset
-from loom4d.gaussians.fit import FitConfig, balanced, fit
+from loom4d.gaussians.fit import FitConfig, balanced, fit, with_previews
 from loom4d.gaussians.motion import DynamicGaussians
+from loom4d.gaussians.objective import Perceptual
+from loom4d.gaussians.perceptual import feature_distance, lpips
 from loom4d.gaussians.rasterize import default_backend
 from loom4d.gaussians.state import FitState
 from loom4d.grid import ImageGrid, contact_sheet, load_grid, save_grid
@@ -221,7 +224,9 @@ def _fit(grid: ImageGrid, given: ImageGrid, config: GenerateConfig, run: Run) ->
 
         trust = torch.ones(grid.views, grid.frames)
         trust[: given.views, : given.frames] = config.given_trust
-        asset = yield from fit(grid, config.fitting, trust, resume=resume, on_state=keep)
+        perceptual = perceptual_of(config.fitting)
+        work = fit(grid, config.fitting, trust, perceptual=perceptual, resume=resume, on_state=keep)
+        asset = yield from with_previews(work, run.path / "previews")
         save_asset(asset, run.path / "asset.safetensors")
         shown = render(asset, grid.cameras, grid.times, *grid.size)
         followed = render(asset, given.cameras, given.times, *given.size)
@@ -233,6 +238,15 @@ def _fit(grid: ImageGrid, given: ImageGrid, config: GenerateConfig, run: Run) ->
         }
 
     return Stage(make, lambda: load_asset(run.path / "asset.safetensors"))
+
+
+def perceptual_of(fitting: FitConfig) -> Perceptual | None:
+    """The distance that a fit with these weights needs; None where it needs none."""
+    if not fitting.weights.perceptual:
+        return None
+    if fitting.perceptual == "autoencoder":
+        return feature_distance(load_autoencoder()[0].requires_grad_(False).encode)
+    return lpips(fitting.perceptual.removeprefix("lpips-"))
 
 
 def _orbit(asset: DynamicGaussians, grid: ImageGrid, config: GenerateConfig, run: Run) -> Stage:

@@ -15,12 +15,12 @@ from loom4d.cameras import Placement
 from loom4d.export import FORMATS, export
 from loom4d.export.transforms import TransformsOptions
 from loom4d.gaussians.asset import load_asset, save_asset
-from loom4d.gaussians.fit import FitConfig, balanced, fit, initial_state
+from loom4d.gaussians.fit import FitConfig, balanced, fit, initial_state, with_previews
 from loom4d.gaussians.initial import Cloud
 from loom4d.gaussians.motion import DynamicGaussians
 from loom4d.gaussians.placing import placed
 from loom4d.gaussians.state import FitState
-from loom4d.pipeline import as_json, fingerprint
+from loom4d.pipeline import as_json, fingerprint, perceptual_of
 from loom4d.runs import Event, InputError, Run, Work, result_of, write_json
 from loom4d.sources.captures import Capture, CaptureConfig, read_capture
 from loom4d.viewer import write_page
@@ -93,7 +93,11 @@ def _fitted(run: Run, capture: Capture, config: ReconstructConfig) -> Work[tuple
         run.save_state("fit", reached.tensors, step=reached.step, motion=reached.motion)
 
     scores: dict[str, Any] = {}
-    work = fit(capture.grid, config.fitting, held_out=capture.held_out, resume=state, on_state=keep)
+    distance = perceptual_of(config.fitting)
+    work = fit(
+        capture.grid, config.fitting, held_out=capture.held_out, perceptual=distance, resume=state, on_state=keep
+    )
+    work = with_previews(work, run.path / "previews")
     while True:
         try:
             event = next(work)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from einops import rearrange
@@ -65,6 +65,7 @@ class FitConfig:
     thinnest: float = 0.3  # no axis of a Gaussian gets shorter than so many pixels at the object's distance
     needle: float = 4.0  # nor the longest longer than so many times the middle one
     confidence: bool = False  # trust a cell by its similarity to the render (Diffusion²), against inconsistent grids
+    perceptual: Literal["autoencoder", "lpips-vgg", "lpips-alexnet"] = "autoencoder"  # what weights.perceptual weighs
     weights: LossWeights = field(default_factory=LossWeights)
     densify: DensifyConfig = field(default_factory=DensifyConfig)
     seed: int = 0
@@ -112,14 +113,15 @@ def fit(
     a fit with `resume` ends in the same bytes as one that was never stopped; `initial_state` makes one from points of
     your own. `held_out` is scored while the fit runs. The same seed gives the same bytes on one machine. Where the
     loss, a gradient or a step is not finite the fit stops, says at which iteration and with which loss, hands the last
-    good state to `on_state` and returns its asset.
+    good state to `on_state` and returns its asset. Work is done where the grid is, on the processor or on a GPU; it
+    begins on the processor and leaves the asset there.
     """
     started = time.perf_counter()
     _refuse(grid, config, confidence, perceptual)
     yield from _notes(grid, config)
-    trusted, region = _checked_trust(grid, trust), seen_region(grid.cameras)
+    trusted, region = _checked_trust(grid, trust), seen_region(grid.cameras.to("cpu"))
     targets = [flat_targets(_scaled(grid, stage.scale), trusted, confidence) for stage in config.stages]
-    state = resume or initial_state(grid, config, trusted)
+    state = (resume or initial_state(grid.to("cpu"), config, trusted)).to(grid.rgba.device)
     thinnest = config.thinnest * 2 * region.half / max(grid.size)
     stopped = ""
     for step in range(state.step, config.iterations):
@@ -147,7 +149,7 @@ def fit(
     if held_out is not None:
         scores["held_out_psnr"] = score(asset, held_out)
     yield Event(STAGE, "done", step=state.step, total=config.iterations, data=scores)
-    return asset
+    return asset_of(state.to("cpu"), config.motion)
 
 
 def with_previews(work: Work[DynamicGaussians], folder: Path) -> Work[DynamicGaussians]:
@@ -220,7 +222,7 @@ def _descent(
     growing = densify.active(config.densify, step, config.iterations)
     options = RasterOptions(*size, threads=threads, track_screen=growing)
     rendering = rasterize(_instants(asset, targets.seconds[cell]), targets.cameras[cell], options, config.backend)
-    background = torch.rand(len(cell), 3, generator=_generator(config.seed, 2, step))
+    background = torch.rand(len(cell), 3, generator=_generator(config.seed, 2, step)).to(targets.pictures)
     each, similarity = picture_loss(rendering, targets, cell, background, weights, perceptual, config.confidence)
     region = seen_region(targets.cameras)
     loss = each.mean()
@@ -314,7 +316,7 @@ def _notes(grid: ImageGrid, config: FitConfig) -> Iterator[Event]:
     """The start event, and what the user should know before."""
     facts = {"views": grid.views, "frames": grid.frames, "height": grid.size[0], "width": grid.size[1]}
     yield Event(STAGE, "start", total=config.iterations, data={**facts, "motion": config.motion})
-    if (config.backend or default_backend()) == "reference":
+    if (config.backend or default_backend(grid.rgba.device.type)) == "reference":
         yield Event(STAGE, "note", "no native kernels: the plain-tensor rasteriser is some 30 times slower")
 
 
@@ -326,8 +328,8 @@ def _preview(
     asset: DynamicGaussians, grid: ImageGrid, held_out: ImageGrid | None, step: int, config: FitConfig
 ) -> Event:
     """Four sides at four moments as one PNG, in base64 because events hold JSON only."""
-    region, start, end = seen_region(grid.cameras), *asset.time_range
-    first = grid.cameras[0, 0]
+    region, start, end = seen_region(grid.cameras.to("cpu")), *asset.time_range
+    first = grid.cameras[0, 0].to("cpu")
     radius = float((first.positions - region.centre).norm())
     around = orbit(first.azimuths_deg() + torch.arange(4) * 90.0, float(first.elevations_deg()), radius)
     cameras = Cameras(around.camera_from_world, first.intrinsics.expand(4, 3, 3)).reshape(4, 1).expand(4, 4)
