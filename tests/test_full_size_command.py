@@ -151,7 +151,7 @@ FAULTS = {  # what happens to sv3d_p.safetensors, more arguments -> what the one
     "unknown tensor": (changed(lambda state: state.update(spare=torch.zeros(1))), (), "unknown tensor spare"),
     "missing tensor": (changed(lambda state: state.pop(KEY)), (), f"tensor {KEY} is missing"),
     "misshapen": (changed(lambda state: state.update({KEY: torch.zeros(9)})), (), f"tensor {KEY} [9] does not fit"),
-    "too little memory": (None, ("--max-memory", "0.7GB"), "--max-memory 0.7GB is too little for 64² pictures"),
+    "too little memory": (None, ("--max-memory", "0.5GB"), "--max-memory 0.5GB is too little for 64² pictures"),
     "no such device": (None, ("--full-size.device", "cuda:99"), "no device 'cuda:99' here"),
     "no such kind of number": (None, ("--full-size.dtype", "int8"), "unknown dtype 'int8'; choose one of auto"),
 }

@@ -27,7 +27,7 @@ from loom4d.denoisers.vae import VAEConfig, lone_encoder, video_vae
 from loom4d.runs import InputError, peak_memory_gb
 
 OVERHEAD_GB = 0.8  # on a graphics card: a device context and its libraries' workspaces
-PROCESS_GB = 0.75  # in main memory: the interpreter and its libraries
+PROCESS_GB = 0.6  # in main memory: the interpreter and its libraries
 SLACK = 1.08  # of what is alive: fragmentation of the allocator's cache
 GRIDS_HELD = 3.5  # copies of the finished grid's pictures in main memory while it leaves the decoder
 
