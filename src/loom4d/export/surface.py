@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from loom4d.cameras import Cameras, look_at, pinhole
+from loom4d.export.coverage import outlines
 from loom4d.gaussians.gaussians import Gaussians
 from loom4d.gaussians.rasterize import RasterOptions, Rendering, rasterize
 
@@ -129,27 +130,21 @@ def signed_distance(gaussians: Gaussians, views: Views, options: SurfaceOptions)
 def outline_offset(distance: Distance, views: Views) -> float:
     """How far outside the zero distance, in world units, the solid's outlines agree best with the pictures.
 
-    A depth is where a Gaussian's centre lies, but one sees it further out, by about its standard deviation.
+    A depth is where a Gaussian's centre lies, but one sees it further out, by about its standard deviation; and what
+    is thinner than a cell would have holes.
     """
-    side = distance.cell * torch.arange(max(distance.values.shape))
-    reach = views.cameras.positions[0] - (distance.low + distance.cell * torch.tensor(distance.values.shape) / 2)
-    seen = 2 * float(reach.norm()) * math.tan(math.radians(FOV_DEG) / 2)  # world units across a picture
-    pixels = max(8, int(seen / (1.6 * distance.cell)))  # so coarse that the lattice leaves no holes
-    axes = [side[:count] + start for count, start in zip(distance.values.shape, distance.low.tolist(), strict=True)]
-    points = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
-    near = distance.values.reshape(-1) < OUTSIDE
-    points, values = points[near], distance.values.reshape(-1)[near]
-    levels = torch.linspace(0, 0.8, 9)
-    agreement = torch.zeros(len(levels))
-    for view in range(0, len(views.rendering.alpha), max(1, len(views.rendering.alpha) // 8)):
-        alpha = views.rendering.alpha[view][None]
-        picture = torch.nn.functional.interpolate(alpha, (pixels, pixels), mode="area")[0, 0] >= SOLID
-        column, row = (views.cameras[view].project(points)[0] * pixels).long().clamp(0, pixels - 1).unbind(-1)
-        for index, level in enumerate(levels):
-            outline = torch.zeros(pixels, pixels, dtype=torch.bool)
-            outline[row[values < level], column[values < level]] = True
-            agreement[index] += (outline & picture).sum() / (outline | picture).sum()
-    return float(levels[agreement.argmax()]) * distance.truncation
+    chosen = list(range(0, len(views.rendering.alpha), max(1, len(views.rendering.alpha) // 8)))
+    cameras, solid = views.cameras[chosen], views.rendering.alpha[chosen, 0] >= SOLID
+
+    def agreement(level: float) -> float:
+        mesh = surface_nets(grown(distance, level * distance.truncation))
+        mask = outlines(mesh.vertices, mesh.faces, cameras, solid.shape[-1])
+        return float(((mask & solid).sum((1, 2)) / (mask | solid).sum((1, 2)).clamp_min(1)).mean())
+
+    levels = {level: agreement(level) for level in (0.0, 0.2, 0.4, 0.6, 0.8)}
+    best = max(levels, key=lambda level: levels[level])
+    levels |= {level: agreement(level) for level in (best - 0.1, best + 0.1) if 0 < level < 0.9}
+    return max(levels, key=lambda level: levels[level]) * distance.truncation
 
 
 def grown(distance: Distance, offset: float) -> Distance:

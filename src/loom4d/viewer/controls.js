@@ -15,7 +15,6 @@ class Viewer {
     this.pingpong = true;
     this.playing = false;
     this.turntable = false;
-    this.turning = 24;     // degrees a second
     this.mode = "colour";
     this.background = "page";
     this.own = [0.5, 0.6, 0.7];
@@ -156,7 +155,7 @@ class Viewer {
       this.dirty = true;
     }
     if (this.turntable) {
-      this.camera.azimuth = (this.camera.azimuth + this.turning * seconds) % 360;
+      this.camera.azimuth = (this.camera.azimuth + 24 * seconds) % 360;
       this.dirty = true;
     }
   }
@@ -173,7 +172,7 @@ class Viewer {
           slow = 0.85 * slow + 0.15 * seconds;
           if (slow > 0.06 && this.detail > 0.4) [this.detail, slow] = [this.detail * 0.75, 0.03];
         } else if (this.detail < 1) [this.detail, this.dirty] = [1, true];
-        this.step(seconds);
+        if (!this.recording) this.step(seconds);
       }
       if (this.dirty && this.fixed === null) this.ask();
       requestAnimationFrame(tick);

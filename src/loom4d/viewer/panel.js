@@ -99,24 +99,37 @@ function save(blob, title, suffix) {
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
 }
 
-const TURN_SECONDS = 8;
+const TURN_SECONDS = 8, RATE = 30;
 const FILMS = ["video/webm;codecs=vp9", "video/webm;codecs=vp8", "video/webm", "video/mp4"];
 
-/** A video of one turn around the asset as it plays, its title and its suffix. Slow machines get fewer pictures. */
+/** A video of one turn around the asset as it plays, its title and its suffix. A slow machine takes longer over it. */
 async function recorded(viewer, title, seconds = TURN_SECONDS) {
-  const before = { turntable: viewer.turntable, turning: viewer.turning };
   const mimeType = FILMS.find((kind) => MediaRecorder.isTypeSupported(kind));
-  const recorder = new MediaRecorder(viewer.canvas.captureStream(30), { mimeType, videoBitsPerSecond: 8e6 });
-  const parts = [];
+  const stream = viewer.canvas.captureStream(0), [track] = stream.getVideoTracks();
+  const recorder = new MediaRecorder(stream, { mimeType, videoBitsPerSecond: 8e6 });
+  const parts = [], start = viewer.camera.azimuth, count = Math.round(seconds * RATE);
   recorder.ondataavailable = (event) => parts.push(event.data);
   const ended = new Promise((done) => { recorder.onstop = done; });
-  Object.assign(viewer, { recording: true, turntable: true, turning: 360 / seconds, dirty: true });
+  viewer.recording = true;  // the clock stands still but for the steps taken here
   recorder.start();
-  await new Promise((done) => setTimeout(done, 1000 * seconds));
+  const begun = performance.now();
+  for (let picture = 0; picture < count; picture++) {
+    viewer.camera.azimuth = (start + 360 * picture / count) % 360;
+    viewer.dirty = true;
+    await viewer.settled();
+    viewer.paint();
+    track.requestFrame();
+    const due = begun + 1000 * (picture + 1) / RATE;
+    await new Promise((done) => setTimeout(done, Math.max(due - performance.now(), 0)));
+    viewer.step(1 / RATE);
+  }
   recorder.stop();
   await ended;
-  Object.assign(viewer, { recording: false, ...before, dirty: true });
-  return [new Blob(parts, { type: recorder.mimeType }), `${title} turntable`, recorder.mimeType.includes("mp4") ? "mp4" : "webm"];
+  track.stop();
+  viewer.camera.azimuth = start;
+  Object.assign(viewer, { recording: false, dirty: true });
+  const suffix = recorder.mimeType.includes("mp4") ? "mp4" : "webm";
+  return [new Blob(parts, { type: recorder.mimeType }), `${title} turntable`, suffix];
 }
 
 /** The side panel, and a function that keeps it in step with the viewer. */
