@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import io
 import json
 import os
 import signal
@@ -14,7 +15,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 
 from loom4d.denoisers.autoencoder import Autoencoder, AutoencoderConfig
 from loom4d.denoisers.small import SmallConfig, SmallPrior
@@ -38,6 +41,15 @@ def write_checkpoints(folder: Path) -> Path:
     small = SmallConfig(4, 2, 32, 2, 2)
     write_weights(folder / PRIOR, SmallPrior(small), {"config": vars(small), "step": 0, "scores": {}})
     return folder
+
+
+def picture(size: tuple[int, int] = (40, 40), format: str = "PNG") -> bytes:
+    """A red rectangle, cut out."""
+    pixels = np.zeros((*size, 4), np.uint8)
+    pixels[size[0] // 5 : -size[0] // 5, size[1] // 4 : -size[1] // 4] = [200, 60, 30, 255]
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format)
+    return buffer.getvalue()
 
 
 def free_port() -> int:

@@ -40,19 +40,11 @@ from loom4d.serve.worker import Clock, explained, zipped
 from loom4d.sources.framing import load
 from loom4d.viewer import write_page
 from moving_assets import spacetime_asset
-from serving import write_checkpoints
+from serving import picture, write_checkpoints
 
 OFFER = choices.form(
     {"small": {"resolution": 16, "views": 3, "frames": 2}, "big": {"missing": "its files are not here"}}
 )
-
-
-def picture(size: tuple[int, int] = (40, 40), format: str = "PNG") -> bytes:
-    pixels = np.zeros((*size, 4), np.uint8)
-    pixels[size[0] // 5 : -size[0] // 5, size[1] // 4 : -size[1] // 4] = [200, 60, 30, 255]
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format)
-    return buffer.getvalue()
 
 
 class Stand:
@@ -75,7 +67,7 @@ class Stand:
 
 
 @pytest.fixture
-def served(tmp_path):
+def app(tmp_path):
     """(settings changes) -> a client of an app with those settings."""
     opened = []
 
@@ -102,8 +94,8 @@ def upload(client: TestClient, content: bytes, name: str = "thing.png") -> Any:
 # --- who may ask -----------------------------------------------------------------------------------------------------
 
 
-def test_every_answer_carries_the_headers(served):
-    client = served().client
+def test_every_answer_carries_the_headers(app):
+    client = app().client
     answers = [client.get(path) for path in ("/", "/login", "/static/app.js", "/api/jobs", "/nothing", "/api/jobs/x")]
     answers += [client.post("/api/jobs", json={}), client.get("/", headers={"host": "evil.example"})]
     for answer in answers:
@@ -120,12 +112,12 @@ def test_every_answer_carries_the_headers(served):
      ("localhost.evil.example", False), ("192.168.0.9", False), ("localhost@evil.example", False), ("", False),
      ("localhost:port", False), ("[::1", False)],
 )  # fmt: skip
-def test_a_name_turned_against_the_loopback_is_refused(served, host, answered):
-    assert (served().client.get("/api/health", headers={"host": host}).status_code == 200) == answered
+def test_a_name_turned_against_the_loopback_is_refused(app, host, answered):
+    assert (app().client.get("/api/health", headers={"host": host}).status_code == 200) == answered
 
 
-def test_other_names_are_answered_only_where_they_were_allowed(served):
-    site = served("http://192.168.0.9:8765", host="0.0.0.0", allowed_hosts=("Loom.example",))
+def test_other_names_are_answered_only_where_they_were_allowed(app):
+    site = app("http://192.168.0.9:8765", host="0.0.0.0", allowed_hosts=("Loom.example",))
     statuses = {
         host: site.client.get("/api/health", headers={"host": host}).status_code
         for host in ("192.168.0.9", "10.1.2.3:99", "loom.example", "evil.example")
@@ -133,8 +125,8 @@ def test_other_names_are_answered_only_where_they_were_allowed(served):
     assert statuses == {"192.168.0.9": 200, "10.1.2.3:99": 200, "loom.example": 200, "evil.example": 421}
 
 
-def test_pages_of_other_sites_cannot_change_anything(served):
-    client = served().client
+def test_pages_of_other_sites_cannot_change_anything(app):
+    client = app().client
     foreign = [{"origin": "https://evil.example"}, {"origin": "null"}, {"origin": "http://localhost:1"}]
     foreign += [{"sec-fetch-site": "cross-site"}, {"sec-fetch-site": "same-site"}]
     for headers in foreign:
@@ -143,8 +135,8 @@ def test_pages_of_other_sites_cannot_change_anything(served):
     assert client.post("/api/uploads", content=picture(), headers={"origin": "http://localhost"}).status_code == 201
 
 
-def test_on_other_addresses_nothing_opens_without_the_token(served, tmp_path):
-    site = served("http://192.168.0.9", host="0.0.0.0")
+def test_on_other_addresses_nothing_opens_without_the_token(app, tmp_path):
+    site = app("http://192.168.0.9", host="0.0.0.0")
     token = site.tokens.first(anew=False)
     assert site.tokens.first(anew=False) is None  # it is shown once
     client = site.client
@@ -178,8 +170,8 @@ def test_the_loopback_is_what_only_this_machine_reaches():
 # --- what is taken ---------------------------------------------------------------------------------------------------
 
 
-def test_an_upload_is_looked_at_as_a_run_will_see_it(served, tmp_path):
-    site = served()
+def test_an_upload_is_looked_at_as_a_run_will_see_it(app, tmp_path):
+    site = app()
     answer = upload(site.client, picture()).json()
     assert answer["kind"] == "picture" and answer["name"] == "thing.png"
     folder = f"/api/uploads/{answer['id']}/{answer['look']['pictures_at']}"
@@ -240,9 +232,9 @@ def zipped_bytes() -> bytes:
         (b"\x89PNG\r\n\x1a\n" + bytes(120_000), 413, "too large"),
     ],
 )  # fmt: skip
-def test_what_passes_a_limit_is_refused_in_words_and_leaves_nothing(served, content, status, why):
+def test_what_passes_a_limit_is_refused_in_words_and_leaves_nothing(app, content, status, why):
     limits = Limits(bytes=100_000, pixels=4000, frames=12, seconds=30.0, free_bytes=0)
-    site = served(limits=limits)
+    site = app(limits=limits)
     for body in (content, iter([content[:7], content[7:]])):  # with its length said first, and without
         answer = site.client.post("/api/uploads", params={"name": "a.png"}, content=body)
         assert answer.status_code == status and why in answer.json()["error"], answer.text
@@ -252,8 +244,8 @@ def test_what_passes_a_limit_is_refused_in_words_and_leaves_nothing(served, cont
 
 @pytest.mark.parametrize("name", ["../../../etc/passwd", "a\0b.png", "<img src=x onerror=alert(1)>.png", "‮gnp.exe",
                                   "C:\\x\\y.png", "", "x" * 900, "..", "\n\r\t", 'a";b=c.png'])  # fmt: skip
-def test_names_are_shown_and_never_used(served, name):
-    site = served()
+def test_names_are_shown_and_never_used(app, name):
+    site = app()
     answer = upload(site.client, picture(), name).json()
     assert answer["name"] == shown(name) and answer["file"] == "original.png"
     files = {file.name for file in (site.settings.folder / "uploads").rglob("*") if file.is_file()}
@@ -275,8 +267,8 @@ def test_what_begins_like_nothing_known_is_nothing_known(head):
     assert suffix is None or kinds.TESTS[suffix](head)
 
 
-def test_too_much_at_once_is_refused(served):
-    site = served(limits=Limits(free_bytes=0, queued=2))
+def test_too_much_at_once_is_refused(app):
+    site = app(limits=Limits(free_bytes=0, queued=2))
     record = upload(site.client, picture()).json()
     statuses = [site.client.post("/api/jobs", json={"upload": record["id"]}).status_code for _ in range(3)]
     assert statuses == [201, 201, 503]
@@ -284,8 +276,8 @@ def test_too_much_at_once_is_refused(served):
     assert upload(site.client, picture()).status_code == 503
 
 
-def test_uploads_that_nothing_uses_go_after_a_while(served):
-    site = served(limits=Limits(free_bytes=0, idle_uploads=2))
+def test_uploads_that_nothing_uses_go_after_a_while(app):
+    site = app(limits=Limits(free_bytes=0, idle_uploads=2))
     used = upload(site.client, picture()).json()["id"]
     site.client.post("/api/jobs", json={"upload": used})
     idle = [upload(site.client, picture()).json()["id"] for _ in range(4)]
@@ -311,16 +303,16 @@ def test_the_form_offers_every_entry_of_every_registry():
 
 @pytest.mark.parametrize("wrong", [{"method": "magic"}, {"preset": "magic"}, {"quality": "magic"}, {"priors": "magic"},
                                    {"kind": "magic"}, {"matting": "magic"}])  # fmt: skip
-def test_unknown_choices_are_answered_with_the_known_ones(served, wrong):
-    site = served()
+def test_unknown_choices_are_answered_with_the_known_ones(app, wrong):
+    site = app()
     record = upload(site.client, picture()).json()
     answer = site.client.post("/api/jobs", json={"upload": record["id"], **wrong})
     assert answer.status_code == 422 and "magic" in answer.json()["error"] and "default" not in answer.json()
     assert site.client.get("/api/jobs").json()["jobs"] == []
 
 
-def test_orders_are_checked_field_by_field(served):
-    client = served().client
+def test_orders_are_checked_field_by_field(app):
+    client = app().client
     known = upload(client, picture()).json()["id"]
     for wrong in (
         {"seed": -1},
@@ -507,8 +499,8 @@ def test_a_broken_database_is_said_in_one_line(tmp_path):
         Store(tmp_path / "file" / "loom4d.sqlite")
 
 
-def test_a_full_disk_is_said_and_nothing_is_half_written(served):
-    site = served()
+def test_a_full_disk_is_said_and_nothing_is_half_written(app):
+    site = app()
     record = upload(site.client, picture()).json()
     pages = site.store.connection.execute("PRAGMA page_count").fetchone()[0]
     site.store.connection.execute(f"PRAGMA max_page_count = {pages}")
@@ -518,7 +510,7 @@ def test_a_full_disk_is_said_and_nothing_is_half_written(served):
     assert answers[-1].status_code == 507 and "full" in answers[-1].json()["error"]
     made = sum(answer.status_code == 201 for answer in answers)
     assert len(site.client.get("/api/jobs?limit=100").json()["jobs"]) == made
-    crowded = served(limits=Limits(free_bytes=10**18)).client
+    crowded = app(limits=Limits(free_bytes=10**18)).client
     assert upload(crowded, picture()).status_code == 507
 
 
@@ -539,8 +531,8 @@ def test_errors_name_the_users_file_and_no_path_of_the_machine():
 # --- what a run leaves -----------------------------------------------------------------------------------------------
 
 
-def test_the_viewer_comes_with_its_own_policy_and_no_origin(served):
-    site = served()
+def test_the_viewer_comes_with_its_own_policy_and_no_origin(app):
+    site = app()
     queued(site.store, "a" * 20)
     page = site.settings.run("a" * 20) / "viewer.html"
     write_page(spacetime_asset(20), page, title='"><script>alert(1)</script>')
@@ -554,8 +546,8 @@ def test_the_viewer_comes_with_its_own_policy_and_no_origin(served):
     assert site.client.get(f"/api/jobs/{'a' * 20}/viewer").status_code == 500
 
 
-def test_only_files_of_a_run_leave_it(served):
-    site = served()
+def test_only_files_of_a_run_leave_it(app):
+    site = app()
     queued(site.store, "a" * 20)
     run = site.settings.run("a" * 20)
     run.mkdir(parents=True)

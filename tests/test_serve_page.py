@@ -8,9 +8,7 @@ from pathlib import Path
 import pytest
 
 from browser import Browser, chromium
-from loom4d.serve.settings import Settings
-from serving import Served, free_port, write_checkpoints
-from test_serve import picture
+from serving import Served, picture
 
 pytestmark = pytest.mark.skipif(chromium() is None, reason="no Chromium on this machine")
 
@@ -19,23 +17,6 @@ UNNAMED = """[...document.querySelectorAll("button, a, input, select, iframe, pr
     .filter((one) => !(one.getAttribute("aria-label") || one.title || one.textContent).trim() && !one.labels?.length
         && one.getAttribute("alt") === null).map((one) => one.outerHTML)"""
 FAULTS = ("Content Security Policy", "exception", "Refused to", "violates")
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("serve")
-    server = Served(
-        Settings(
-            folder=folder / "data",
-            port=free_port(),
-            checkpoints=write_checkpoints(folder),
-            extensions=("serve_tiny",),
-            trials=False,
-        )
-    )
-    server.start()
-    yield server
-    server.kill()
 
 
 @pytest.fixture(scope="module")
