@@ -198,7 +198,7 @@ def mesh_file(path, version=3):
     corners = [((0, 0, 0), 0), ((1, 0, 0), 0), ((0, 1, 0), 1)]
     data = np.array(3, "<u4").tobytes() + (np.array(1, "<u4").tobytes() if version >= 4 else b"")
     for place, bone in corners:
-        data += np.array([*place, 0, 0, 1, place[0], place[1]], "<f4").tobytes()
+        data += np.array([*place, 0, 0, -1, place[0], place[1]], "<f4").tobytes()
         data += bytes([bone, 255, 255, 255]) + np.array([1, 0, 0, 0], "<f4").tobytes()
     data += np.array(1, "<u4").tobytes() + np.array([0, 1, 2], "<u2").tobytes()
     data += np.array(2, "<u4").tobytes() + bones((0, 0, 0, 0, 0, 0, 1), (0, 1, 0, 0, 0, 0, 1))
@@ -228,11 +228,11 @@ def test_an_animal_moves_as_its_bones_do(tmp_path, version):
     risen = pose(asset, "rise", 0.5)
     torch.testing.assert_close(risen.vertices, torch.tensor([[0.0, 0, 0], [-1, 0, 0], [0, 3, 0]]))
     torch.testing.assert_close(pose(asset, "rise", 0.25).vertices[2], torch.tensor([0.0, 2, 0]))
-    torch.testing.assert_close(risen.normals[0], torch.tensor([0.0, 0, 1]))
+    torch.testing.assert_close(risen.normals[0], torch.tensor([0.0, 0, -1]))
     torch.testing.assert_close(risen.uv, torch.tensor([[0.0, 1], [1, 1], [0, 0]]))
     # seen from where its normals point, it is counter-clockwise
     a, b, c = asset.parts[0].vertices[asset.parts[0].faces[0]]
-    assert torch.linalg.cross(b - a, c - a)[2] > 0
+    assert torch.linalg.cross(b - a, c - a)[2] < 0
 
 
 def test_turns_of_mirrored_bones_are_mirrored(tmp_path):
@@ -267,7 +267,8 @@ def test_actors_find_their_files_through_variants(tmp_path):
     chosen = [
         one for split in ("train", "test") for one in result_of(candidates(str(tmp_path), 0, split, tmp_path, None, {}))
     ]
-    assert [one.name for one in chosen] == ["tiger walk"] and chosen[0].facts["licence"] == "CC-BY-SA-3.0"
+    assert [(one.name, one.object) for one in chosen] == [("tiger walk", "tiger")]
+    assert chosen[0].facts["licence"] == "CC-BY-SA-3.0"
     assert chosen[0].grid(2, 2, 16).rgba[..., 3, :, :].amax() > 0.9
     assert pickle.loads(pickle.dumps(chosen[0])) == chosen[0]
 

@@ -104,7 +104,7 @@ def _mesh(table: _Table, surface: Surface) -> Asset:
         node=len(bones),
         surface=0,
         vertices=torch.from_numpy(vertices["place"].copy()) * flip,
-        faces=faces.flip(-1),
+        faces=faces,  # clockwise from outside in the left-handed world, so counter-clockwise in its mirror image
         uv=torch.from_numpy(vertices["uv"][:, 0].copy()) * torch.tensor([1.0, -1.0]) + torch.tensor([0.0, 1.0]),
         colours=torch.ones(count, 4),
         normals=torch.from_numpy(vertices["normal"].copy()) * flip,

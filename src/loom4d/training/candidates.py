@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,15 +60,16 @@ class Model:
     """A 3D model and one of its clips."""
 
     path: Path
-    object: str  # its name: all clips of one object are on the same side of the split
+    object: str  # what it is: all models and clips of one object are on the same side of the split
     clip: str | None
     credit: dict[str, str] = field(hash=False)  # licence, attribution, source
+    title: str = ""  # which of several such objects
     motion: Path | None = None  # the clip's own file, of models of 0 A.D.
     texture: Path | None = None
 
     @property
     def name(self) -> str:
-        return self.object if self.clip is None else f"{self.object} {self.clip}"
+        return " ".join(word for word in (self.title or self.object, self.clip) if word)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -119,14 +121,20 @@ def candidates(
     return [model for model in found if held_out(model.object) == (split == "test")]
 
 
+COATS = 2  # in how many of its coats a mesh shows each of its clips
+
+
 def zero_ad(folder: Path) -> list[Model]:
-    """Every animal of 0 A.D. with every clip of its own."""
-    credit = noted(folder)
-    return [
-        Model(animal.mesh, animal.name, clip, credit, motion, animal.texture)
-        for animal in animals(folder / "art")
-        for clip, motion in sorted(animal.clips.items())
-    ]
+    """The animals of 0 A.D. with their clips; all horses are one object, whatever their mesh and coat."""
+    credit, shown = noted(folder), Counter[tuple[Path, str]]()
+    found = []
+    for animal in animals(folder / "art"):
+        kind = animal.mesh.name.split(".")[0].removeprefix("animal_").split("_")[0]
+        for clip, motion in sorted(animal.clips.items()):
+            shown[animal.mesh, clip] += 1
+            if shown[animal.mesh, clip] <= COATS:
+                found.append(Model(animal.mesh, kind, clip, credit, animal.name, motion, animal.texture))
+    return found
 
 
 def models(folder: Path, credit: dict[str, str]) -> list[Model]:

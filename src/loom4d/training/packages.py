@@ -56,7 +56,7 @@ PACKAGES: dict[str, Package] = {
             "art/LICENSE.txt",
             "art/meshes/skeletal/*.pmd",
             "art/animation/*.psa",
-            "art/textures/skins/*",
+            "art/textures/skins/skeletal/*",
             "art/actors/fauna/*.xml",
             "art/variants/*.xml",
         ),
