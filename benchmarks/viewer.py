@@ -33,7 +33,7 @@ from loom4d.viewer.page import FOLDER, SCENE, write_page
 from moving_assets import bending, spacetime_asset
 
 WIDTH, HEIGHT = 640, 480
-PICTURES = 6
+PICTURES = 4
 DRAW = """window.took = null, (async () => {
   const viewer = loom4d.viewer, gl = viewer.painter.gl, begun = performance.now();
   viewer.time = viewer.start + (viewer.end - viewer.start) * ((NUMBER * 0.37) % 1);
@@ -101,7 +101,7 @@ def measured(count: int, motion: str) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "viewer.html"
         size = write_page(dense(count, motion), path)
-        with Browser(WIDTH + 250, HEIGHT + 120) as browser:
+        with Browser(WIDTH + 250, HEIGHT + 120, patience=900) as browser:
             browser.open(path, "#time=1")
             browser.run("loom4d.ready.then(() => 1)")
             # a fixed canvas, so that the layout does not decide what is measured

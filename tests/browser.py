@@ -42,7 +42,8 @@ def chromium() -> str | None:
 class Browser:
     """One headless browser with one tab. `console` and `requests` keep all that the page said and asked for."""
 
-    def __init__(self, width: int, height: int, flags: tuple[str, ...] = ()):
+    def __init__(self, width: int, height: int, flags: tuple[str, ...] = (), patience: float = 60):
+        self.patience = patience  # seconds that an answer may take
         self.profile = tempfile.TemporaryDirectory(prefix="loom4d-browser-", ignore_cleanup_errors=True)
         ours_out, theirs_in = os.pipe()[::-1]
         theirs_out, ours_in = os.pipe()[::-1]
@@ -96,8 +97,8 @@ class Browser:
                     raise RuntimeError(f"{method}: {answer['error']['message']}")
                 return answer["result"]
 
-    def _receive(self, seconds: float = 60) -> dict[str, Any]:
-        end = time.monotonic() + seconds
+    def _receive(self) -> dict[str, Any]:
+        end = time.monotonic() + self.patience
         while b"\0" not in self.buffer:
             if not select.select([self.read], [], [], max(0, end - time.monotonic()))[0]:
                 raise TimeoutError("the browser gave no answer")
