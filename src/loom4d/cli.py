@@ -151,6 +151,7 @@ def fit_command(
     /,
     out: Path,
     quality: Literal["preview", "balanced", "full"] = "balanced",
+    device: Literal["cpu", "cuda"] = "cpu",
     capture: CaptureConfig = CaptureConfig(),  # noqa: B008
     fitting: FitConfig = FitConfig(),  # noqa: B008
 ) -> None:
@@ -160,9 +161,12 @@ def fit_command(
         input: Folder of pictures with cameras (docs/conventions.md has the layouts), or a run folder.
         out: Folder for asset.safetensors and viewer.html; the same command on an interrupted fit goes on with it.
         quality: How long the fit takes; --fitting.* changes single choices.
+        device: Where the fit works; cuda wants the extra gpu.
     """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("no CUDA device here; leave --device out to fit on the processor")
     with Show() as show:
-        reconstruct(input, out, ReconstructConfig(capture, fitting), show)
+        reconstruct(input, out, ReconstructConfig(capture, fitting, device), show)
     scores = json.loads((out / "report.json").read_text())["stages"]["fit"]
     told = [f"{scores[name]} dB on {what}" for name, what in SCORED.items() if name in scores]
     console.print(f"{', '.join(told)}; open {out / 'viewer.html'}")
@@ -393,6 +397,7 @@ def doctor() -> None:
         "kernels": kernels,
         "autoencoder": f"step {autoencoder['step']}, {scores}",
         "prior": f"step {prior['step']}, {prior['scores']}",
+        "gsplat": _extra("gsplat", "gpu"),
         "diffusers": _extra("diffusers", "full-size"),
         "web app": _extra("fastapi", "serve"),
         "browser": shutil.which("chromium") or shutil.which("google-chrome") or "none found for `loom4d view`",

@@ -35,6 +35,7 @@ class ReconstructConfig:
 
     capture: CaptureConfig = field(default_factory=CaptureConfig)
     fitting: FitConfig = field(default_factory=balanced)
+    device: str = "cpu"  # where the fit works
 
 
 def reconstruct(
@@ -94,9 +95,8 @@ def _fitted(run: Run, capture: Capture, config: ReconstructConfig) -> Work[tuple
 
     scores: dict[str, Any] = {}
     distance = perceptual_of(config.fitting)
-    work = fit(
-        capture.grid, config.fitting, held_out=capture.held_out, perceptual=distance, resume=state, on_state=keep
-    )
+    grid = capture.grid.to(config.device)
+    work = fit(grid, config.fitting, held_out=capture.held_out, perceptual=distance, resume=state, on_state=keep)
     work = with_previews(work, run.path / "previews")
     while True:
         try:

@@ -20,7 +20,7 @@ __all__ = ["BACKENDS", "Backend", "RasterOptions", "Rendering", "default_backend
 def default_backend(device: str = "cpu") -> str:
     """ "cpu", or "gsplat" for tensors on a GPU; where these are not there "reference", which is some 30 times slower:
     long work says so."""
-    if device == "cuda":
+    if device != "cpu":
         return "reference" if importlib.util.find_spec("gsplat") is None else "gsplat"
     return "reference" if native.load() is None else "cpu"
 

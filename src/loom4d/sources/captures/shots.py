@@ -197,11 +197,15 @@ def decoded(shot: Shot, size: Size) -> Float[Tensor, "4 height width"]:
 def placement_of(path: Path, shots: Iterable[Shot]) -> Placement:
     """Where the box of the fit stands in the capture's world: around what the cameras look at."""
     cameras = stacked([shot.camera for shot in shots])
-    region = seen_region(cameras)
-    _, depth = cameras.project(region.centre.to(cameras.intrinsics).expand(*cameras.batch_shape, 1, 3))
+    centre = torch.zeros(3, dtype=torch.float64)
+    for _ in range(4):  # far from the origin the region is first found a little too near to it
+        x, y, z = (-centre).tolist()
+        region = seen_region(Placement(1.0, (x, y, z)).cameras(cameras))
+        centre = centre + region.centre.double()
+    _, depth = cameras.project(centre.expand(*cameras.batch_shape, 1, 3))
     if not math.isfinite(region.half) or (depth > 0).float().mean() < 0.5:
         raise InputError(f"{path}: the cameras look away from each other; a fit needs them around one object")
-    x, y, z = region.centre.tolist()
+    x, y, z = centre.tolist()
     return Placement(region.half / HALF, (x, y, z))
 
 
