@@ -207,11 +207,11 @@ def mesh_file(path, version=3):
 
 
 def clip_file(path, count=2):
-    """Two frames, 500 ms apart: the second bone rises by 2 and turns a quarter around z."""
+    """Two frames, 500 ms apart: the second bone rises by 2 and turns a quarter around x."""
     name = b"rise"
     data = np.array(len(name), "<u4").tobytes() + name + np.array(500, "<f4").tobytes()
     data += np.array([count, 2], "<u4").tobytes()
-    still, raised = (0, 0, 0, 0, 0, 0, 1), (0, 3, 0, 0, 0, HALF, HALF)
+    still, raised = (0, 0, 0, 0, 0, 0, 1), (0, 3, 0, HALF, 0, 0, HALF)
     data += bones(still, (0, 1, 0, 0, 0, 0, 1)) + bones(still, raised)
     path.write_bytes(framed(b"PSSA", 1, data))
     return path
@@ -222,30 +222,30 @@ def test_an_animal_moves_as_its_bones_do(tmp_path, version):
 
     asset = read_animal(mesh_file(tmp_path / "x.pmd", version), {"rise": clip_file(tmp_path / "x.psa")}, None)
     assert asset.seconds("rise") == pytest.approx(0.5)
-    rest = torch.tensor([[0.0, 0, 0], [-1, 0, 0], [0, 1, 0]])  # mirrored in x
+    rest = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 1, 0]])
     for clip, time in ((None, 0.0), ("rise", 0.0)):
         torch.testing.assert_close(pose(asset, clip, time).vertices, rest)
     risen = pose(asset, "rise", 0.5)
-    torch.testing.assert_close(risen.vertices, torch.tensor([[0.0, 0, 0], [-1, 0, 0], [0, 3, 0]]))
+    torch.testing.assert_close(risen.vertices, torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 3, 0]]))
     torch.testing.assert_close(pose(asset, "rise", 0.25).vertices[2], torch.tensor([0.0, 2, 0]))
-    torch.testing.assert_close(risen.normals[0], torch.tensor([0.0, 0, -1]))
+    torch.testing.assert_close(risen.normals[0], torch.tensor([0.0, 0, 1]))  # mirrored in z
     torch.testing.assert_close(risen.uv, torch.tensor([[0.0, 1], [1, 1], [0, 0]]))
     # seen from where its normals point, it is counter-clockwise
     a, b, c = asset.parts[0].vertices[asset.parts[0].faces[0]]
-    assert torch.linalg.cross(b - a, c - a)[2] < 0
+    assert torch.linalg.cross(b - a, c - a)[2] > 0
 
 
 def test_turns_of_mirrored_bones_are_mirrored(tmp_path):
     """A point beside the turning bone goes where the mirror image of its path does."""
 
     data = bytearray(mesh_file(tmp_path / "x.pmd").read_bytes())
-    third = 12 + 4 + 2 * 52  # the third vertex of 52 bytes, now at (1, 1, 0): beside its bone
-    data[third : third + 4] = np.array(1, "<f4").tobytes()
+    deep = 12 + 4 + 2 * 52 + 8  # z of the third vertex of 52 bytes, now at (0, 1, 1): behind its bone
+    data[deep : deep + 4] = np.array(1, "<f4").tobytes()
     (tmp_path / "x.pmd").write_bytes(data)
     asset = read_animal(tmp_path / "x.pmd", {"rise": clip_file(tmp_path / "x.psa")}, None)
-    # there: bone at (0, 3, 0) turned a quarter takes (1, 0, 0) to (0, 1, 0); the mirror of (0, 4, 0) is itself
-    torch.testing.assert_close(pose(asset, "rise", 0.5).vertices[2], torch.tensor([0.0, 4.0, 0.0]), atol=1e-6, rtol=0)
-    torch.testing.assert_close(pose(asset, "rise", 0.0).vertices[2], torch.tensor([-1.0, 1.0, 0.0]))
+    # there: the bone at (0, 3, 0), turned a quarter around x, takes (0, 0, 1) to (0, −1, 0), its own mirror image
+    torch.testing.assert_close(pose(asset, "rise", 0.5).vertices[2], torch.tensor([0.0, 2.0, 0.0]), atol=1e-6, rtol=0)
+    torch.testing.assert_close(pose(asset, "rise", 0.0).vertices[2], torch.tensor([0.0, 1.0, -1.0]))
 
 
 def test_actors_find_their_files_through_variants(tmp_path):

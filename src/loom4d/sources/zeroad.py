@@ -1,7 +1,8 @@
 """Animated models of the game 0 A.D.: meshes (.pmd), clips (.psa), and which of them belong together (actors, .xml).
 
 Both binary formats are little-endian: four letters, version and payload size, then tables. Bones lie in the world's
-frame, so each is a root; the game's world is left-handed with y up, and is mirrored in x on reading.
+frame, so each is a root; the game's world is left-handed with y up and its animals look down −z: it is mirrored in z on
+reading.
 """
 
 from __future__ import annotations
@@ -60,9 +61,9 @@ BONE = np.dtype([("place", "<f4", 3), ("turn", "<f4", 4)])  # a quaternion x, y,
 
 
 def mirrored_bones(rows: np.ndarray) -> tuple[Tensor, Tensor]:
-    """(translations, rotations) of bones, mirrored in x: a turn about x stays, those about y and z change their way."""
-    place = torch.from_numpy(rows["place"].copy()) * torch.tensor([-1.0, 1.0, 1.0])
-    turn = torch.from_numpy(rows["turn"].copy()) * torch.tensor([1.0, -1.0, -1.0, 1.0])
+    """(translations, rotations) of bones, mirrored in z: a turn about z stays, those about x and y change their way."""
+    place = torch.from_numpy(rows["place"].copy()) * torch.tensor([1.0, 1.0, -1.0])
+    turn = torch.from_numpy(rows["turn"].copy()) * torch.tensor([-1.0, -1.0, 1.0, 1.0])
     return place, torch.nn.functional.normalize(turn, dim=-1)
 
 
@@ -87,7 +88,7 @@ def _mesh(table: _Table, surface: Surface) -> Asset:
     bones = table.rows(table.number(), BONE)
     if not len(faces) or faces.max() >= count or not len(bones):
         raise ValueError("no faces, no bones, or a face of no vertex")
-    flip = torch.tensor([-1.0, 1.0, 1.0])
+    flip = torch.tensor([1.0, 1.0, -1.0])
     used = torch.from_numpy(vertices["bone"] != NO_BONE)
     joints = torch.from_numpy(np.where(vertices["bone"] == NO_BONE, 0, vertices["bone"]).astype(np.int64))
     weights = torch.from_numpy(vertices["weight"].copy()) * used
