@@ -181,16 +181,14 @@ def noisy_grid(views: int, frames: int, **lens: float) -> ImageGrid:
 @pytest.mark.parametrize(("views", "frames"), [(3, 4), (1, 3), (4, 1)])
 def test_an_exported_grid_comes_back(tmp_path, views, frames):
     grid = noisy_grid(views, frames, radius=5.0)
-    placement = Placement(1.0, (1.0, -2.0, 3.0))  # the pictures' world is somewhere else
+    placement = Placement(1.0, (10.0, -20.0, 300.0))  # the pictures' world is somewhere else
     write_transforms(replace(grid, cameras=placement.cameras(grid.cameras)), tmp_path)
     capture = read(tmp_path)
     assert torch.equal(capture.grid.rgba, grid.rgba) and torch.equal(capture.grid.times, grid.times)
-    assert_close(
-        capture.placement.cameras(capture.grid.cameras).camera_from_world,
-        placement.cameras(grid.cameras).camera_from_world,
-        atol=2e-5,
-        rtol=0,
-    )
+    there = capture.placement.cameras(capture.grid.cameras.to(torch.float64)).camera_from_world
+    assert_close(there.float(), placement.cameras(grid.cameras).camera_from_world, atol=2e-4, rtol=0)
+    if views > 1:
+        assert_close(torch.tensor(capture.placement.shift), torch.tensor(placement.shift), atol=2e-3, rtol=0)
     assert_close(capture.grid.cameras.intrinsics, grid.cameras.intrinsics)
 
 
