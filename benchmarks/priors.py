@@ -13,7 +13,7 @@ work: give them the same --work, and different --first and --objects.
 from __future__ import annotations
 
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -40,6 +40,9 @@ CLIPS = ("Robot_Walking", "Robot_Running", "Robot_Jump", "Robot_Dance", "Robot_W
 THUMBNAIL = 16  # pixels along a side of the pictures among which the nearest is looked for
 
 
+Make = Callable[[], tuple[str, ImageGrid]]  # a caption and the grid
+
+
 @dataclass(frozen=True)
 class Options:
     """What is measured, on what."""
@@ -47,6 +50,7 @@ class Options:
     objects: int = 32  # procedural test objects
     first: int = 0  # seed of the first of them
     preset: str = "default"
+    steps: int | None = None  # of sampling; None: the preset's. Two are a rehearsal
     priors: Path | None = None  # folder of weight files; None: the package's own
     data: Path | None = None  # training grids, for the nearest of them
     training_objects: int = 1600
@@ -72,7 +76,7 @@ class Subject:
         return self.grid.views > 1 and self.grid.frames > 1
 
 
-def subjects(options: Options, resolution: int) -> Iterator[tuple[str, str, object]]:
+def subjects(options: Options, resolution: int) -> Iterator[tuple[str, str, Make]]:
     """(kind, file name, what makes the grid) of everything that is held out, the most telling first."""
     real = options.real
     for seed in range(options.first, options.first + options.objects):
@@ -92,7 +96,7 @@ def subjects(options: Options, resolution: int) -> Iterator[tuple[str, str, obje
             yield "asset", f"{index:04}", lambda i=index, f=facts: (f["name"], shard_grid(shards, i))
 
 
-def real_subjects(real: Path, clips: tuple[str, ...], resolution: int) -> Iterator[tuple[str, str, object]]:
+def real_subjects(real: Path, clips: tuple[str, ...], resolution: int) -> Iterator[tuple[str, str, Make]]:
     if (real / "robot.glb").exists():
         for clip in clips:
             yield "robot", clip, lambda c=clip: (c, asset_grid(real / "robot.glb", c, 8, 8, resolution, 5.0))
@@ -248,16 +252,17 @@ def main(options: Options) -> None:
     """Measures what is not measured yet, and writes the table and the sheets after every object."""
     family = DENOISERS["small"](options.priors)
     config = replace(PRESETS[options.preset](), views=8, frames=8)
+    config = config if options.steps is None else replace(config, steps=options.steps)
     autoencoder, known = load_autoencoder(options.priors)
     facts = {"prior": load_prior(options.priors)[1], "autoencoder": known}
     digest = "-".join(fact["sha256"][:8] for fact in facts.values())
-    folder = options.work / f"{options.preset}_{digest}"
+    folder = options.work / f"{options.preset}_{config.steps}_{digest}"
     nearest = Nearest(options, family.resolution)
     for kind, name, make in subjects(options, family.resolution):
         done = folder / f"{kind}_{name}.json"
         if done.exists():
             continue
-        caption, grid = make()  # type: ignore[operator]
+        caption, grid = make()
         begun = resource.getrusage(resource.RUSAGE_SELF).ru_utime
         scores, pictures = measured(Subject(kind, caption, grid), family, config, nearest, autoencoder.features)
         seconds = resource.getrusage(resource.RUSAGE_SELF).ru_utime - begun
@@ -273,16 +278,15 @@ def publish(options: Options, folder: Path, facts: dict[str, dict]) -> dict:
     """Everything measured so far: the JSON file, the sheets and the card."""
     results = merged(folder)
     report = {
-        "preset": options.preset,
+        "preset": options.preset if options.steps is None else f"{options.preset}, {options.steps} steps",
         "weights": {name: {key: fact[key] for key in ("step", "sha256")} for name, fact in facts.items()},
         "margins": margins(results),
         "results": results,
     }
     write_json(options.results, report)
-    if options.out is not None:
-        save_sheets(folder, options.out)
+    sheets = [] if options.out is None else save_sheets(folder, options.out)
     if options.card is not None:
-        write_card(options.card, report)
+        write_card(options.card, report, sheets)
     return report
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from os.path import relpath
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from loom4d.grid import to_bytes
-from loom4d.runs import load_tensors
+from loom4d.runs import load_tensors, write_atomically
 
 TASKS = ("orbit", "video", "completion")
 
@@ -80,6 +81,10 @@ KINDS = {
     "asset": "Real assets held out",
     "picture": "Pictures without truth",
 }
+SHEETS = (
+    "Of each object the truth stands above what was drawn, where there is one: orbits from azimuth 0 on; clips; of "
+    "completion the rows at 90° and 225°, truth and drawn in turn."
+)
 BEGIN, END = "<!-- tables of benchmarks/priors.py -->", "<!-- end of tables -->"
 
 
@@ -106,10 +111,12 @@ def markdown(report: dict) -> str:
     return "\n".join([f"Preset `{report['preset']}`, {weights}.", "", *lines])
 
 
-def write_card(card: Path, report: dict) -> None:
-    text = card.read_text()
-    head, rest = text.split(BEGIN, 1)
-    card.write_text(f"{head}{BEGIN}\n{markdown(report)}{END}{rest.split(END, 1)[1]}")
+def write_card(card: Path, report: dict, sheets: list[Path]) -> None:
+    """Tables and pictures anew between the document's two marks."""
+    head, rest = card.read_text().split(BEGIN, 1)
+    shown = [f"![{sheet.stem.replace('_', ' ')}]({relpath(sheet, card.parent)})" for sheet in sheets]
+    lines = [markdown(report), SHEETS if sheets else "", "", *shown]
+    write_atomically(card, f"{head}{BEGIN}\n" + "\n".join(lines).strip() + f"\n{END}{rest.split(END, 1)[1]}")
 
 
 def show(report: dict) -> None:
@@ -150,14 +157,16 @@ def sheet(files: list[Path], task: str, columns: int = 2) -> Image.Image | None:
     return page
 
 
-def save_sheets(folder: Path, out: Path) -> None:
-    """priors_orbit.webp, priors_video.webp, priors_completion.webp of ten held-out objects, and of the real inputs."""
+def save_sheets(folder: Path, out: Path) -> list[Path]:
+    """Sheets of ten held-out procedural objects and of ten real inputs, one for each task, smaller than 200 kB."""
     out.mkdir(parents=True, exist_ok=True)
     files = sorted(folder.glob("*.safetensors"))
-    procedural = [file for file in files if file.stem.startswith("procedural")][:10]
-    rest = [file for file in files if not file.stem.startswith("procedural")][:10]
-    for name, chosen in (("priors", procedural), ("priors_real", rest)):
+    real = [file for kind in ("picture", "robot", "asset") for file in files if file.stem.startswith(kind)]
+    saved = []
+    for name, chosen in (("priors", [file for file in files if file.stem.startswith("procedural")]), ("real", real)):
         for task in TASKS:
-            page = sheet(chosen, task)
+            page = sheet(chosen[:10], task)
             if page is not None:
-                page.save(out / f"{name}_{task}.webp", quality=82, method=6)
+                saved.append(out / f"{name}_{task}.webp")
+                page.save(saved[-1], quality=82, method=6)
+    return saved
