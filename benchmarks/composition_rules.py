@@ -60,7 +60,12 @@ RULES: dict[str, DiffusionSquaredConfig] = {
 }
 
 FINALISTS: dict[str, DiffusionSquaredConfig] = {
-    name: PRESETS[name]() for name in ("full", "balanced", "preview", "paper", "released") if name in PRESETS
+    "balanced": default(),
+    "balanced, correction 0.5": replace(default(), correction=0.5),
+    "preview": PRESETS["preview"](),
+    "paper": paper(),
+    "full": PRESETS["full"](),
+    "released": PRESETS["released"](),
 }
 
 FIGURE_5: dict[str, Curve] = {

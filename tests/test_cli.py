@@ -12,12 +12,14 @@ import torch
 from PIL import Image
 
 import loom4d
-from loom4d.cli import gigabytes, main
+from loom4d.cli import commands, gigabytes, main
 from loom4d.denoisers.autoencoder import Autoencoder, AutoencoderConfig
 from loom4d.denoisers.small import SmallConfig, SmallPrior
 from loom4d.denoisers.weights import AUTOENCODER, PRIOR, write_weights
-from loom4d.pipeline import STAGES
-from loom4d.runs import InputError
+from loom4d.gaussians.fit import PRESETS as FIT_PRESETS
+from loom4d.methods.diffusion_squared import PRESETS
+from loom4d.pipeline import STAGES, confidence_of
+from loom4d.runs import InputError, save_tensors
 
 QUICK = [
     "--imagining.steps", "3", "--imagining.views", "3", "--imagining.frames", "2",
@@ -214,3 +216,30 @@ def test_the_installed_command_says_what_the_machine_has():
     result = subprocess.run([command, "doctor"], capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
     assert {"python", "torch", "kernels", "prior"} <= {line.split()[0] for line in result.stdout.splitlines()}
+
+
+def imagining_and_fitting(*arguments: str) -> tuple:
+    chosen = commands(["generate", "picture.png", *arguments])["generate"].keywords
+    return chosen["imagining"], chosen["fitting"]
+
+
+def test_one_dial_sets_the_imagining_and_the_fit_unless_a_preset_is_named():
+    for quality, preset in (("preview", "preview"), ("balanced", "default"), ("full", "full")):
+        assert imagining_and_fitting("--quality", quality) == (PRESETS[preset](), FIT_PRESETS[quality]())
+        named = imagining_and_fitting(f"--quality={quality}", "--preset", "paper")
+        assert named == (PRESETS["paper"](), FIT_PRESETS[quality]())
+    published = imagining_and_fitting("--quality", "preview", "--priors", "svd-sv3d")
+    assert published[0] == PRESETS["paper"]()
+    steps = [PRESETS[name]().steps for name in ("preview", "default", "full")]
+    assert steps == sorted(steps) and steps[2] >= 8 * steps[0] and steps[2] >= 3 * steps[1]
+
+
+def test_the_fit_doubts_what_the_priors_disagreed_about(tmp_path):
+    assert confidence_of(tmp_path, 0.5) is None
+    disagreement = torch.tensor([0.0, 0.5, 1.0, 0.2]).reshape(1, 1, 2, 2)
+    save_tensors(tmp_path / "disagreement.safetensors", {"disagreement": disagreement})
+    assert confidence_of(tmp_path, 0.0) is None
+    expected = torch.tensor([1.0, 0.6, 0.2, 0.84]).reshape(1, 1, 2, 2)
+    torch.testing.assert_close(confidence_of(tmp_path, 0.8), expected)
+    with pytest.raises(InputError, match="share, 0 to 1"):
+        confidence_of(tmp_path, 1.5)

@@ -91,6 +91,7 @@ def generate(
     preset: Literal["default", "paper", "released"] = "default",
     quality: Literal["preview", "balanced", "full"] = "balanced",
     seed: int = 0,
+    doubt: float = pipeline.GenerateConfig().doubt,
     method: str = "diffusion-squared",
     priors: str = "small",
     checkpoints: Path | None = None,
@@ -111,6 +112,7 @@ def generate(
         quality: How long the whole may take: preview, balanced (some three times as long) or full (some ten times)
             set both the steps that imagine and those that fit; a named preset keeps its own steps.
         seed: Another seed, another asset; the same seed, the same bytes on this machine.
+        doubt: How far the fit distrusts what the priors disagreed about, 0 to 1.
         priors: small, which ships with the package, or svd-sv3d, from your own files.
         checkpoints: Folder with the files of the full-size priors.
         max_memory: What full-size priors may take of the device, as 12GB; default is what is fastest.
@@ -124,6 +126,7 @@ def generate(
         checkpoints=checkpoints,
         full_size=full_size,
         seed=seed,
+        doubt=doubt,
         source=source,
         imagining=replace(imagining, seed=seed),
         fitting=replace(fitting, seed=seed),

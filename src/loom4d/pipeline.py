@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from loom4d import native
 from loom4d.denoisers import DENOISERS, Family
@@ -53,6 +55,7 @@ class GenerateConfig:
     imagining: Any = None  # the method's configuration; None is the preset's
     fitting: FitConfig = field(default_factory=balanced)
     given_trust: float = 3.0  # how much more the fit trusts a given picture than a generated one
+    doubt: float = 0.0  # 0..1: how far the fit distrusts what the priors disagreed about while it was drawn
     orbit: OrbitOptions = field(default_factory=OrbitOptions)
     title: str | None = None  # of the page; None is the input's name
 
@@ -224,8 +227,8 @@ def _fit(grid: ImageGrid, given: ImageGrid, config: GenerateConfig, run: Run) ->
 
         trust = torch.ones(grid.views, grid.frames)
         trust[: given.views, : given.frames] = config.given_trust
-        perceptual = perceptual_of(config.fitting)
-        work = fit(grid, config.fitting, trust, perceptual=perceptual, resume=resume, on_state=keep)
+        perceptual, confidence = perceptual_of(config.fitting), confidence_of(run.path, config.doubt)
+        work = fit(grid, config.fitting, trust, confidence, perceptual=perceptual, resume=resume, on_state=keep)
         asset = yield from with_previews(work, run.path / "previews")
         save_asset(asset, run.path / "asset.safetensors")
         shown = render(asset, grid.cameras, grid.times, *grid.size)
@@ -238,6 +241,14 @@ def _fit(grid: ImageGrid, given: ImageGrid, config: GenerateConfig, run: Run) ->
         }
 
     return Stage(make, lambda: load_asset(run.path / "asset.safetensors"))
+
+
+def confidence_of(folder: Path, doubt: float) -> Float[Tensor, "view frame h w"] | None:
+    """1 − doubt · disagreement of the run's map, where it has one and there is any doubt; None else."""
+    if not 0 <= doubt <= 1:
+        raise InputError(f"doubt is a share, 0 to 1, not {doubt}")
+    disagreement = disagreement_of(folder) if doubt else None
+    return None if disagreement is None else 1 - doubt * disagreement
 
 
 def perceptual_of(fitting: FitConfig) -> Perceptual | None:

@@ -104,7 +104,6 @@ def default() -> DiffusionSquaredConfig:
         steps=16,
         sampling=Sampling("dpmpp_2m"),
         share=Curve("constant", high=0.4),
-        correction=0.5,
         video_guidance=Guidance(3.0, 3.0),
         row_guidance=Guidance(2.0, 2.0),
         multiview_guidance=Guidance(3.0, 3.0),
@@ -114,7 +113,7 @@ def default() -> DiffusionSquaredConfig:
 
 def preview() -> DiffusionSquaredConfig:
     """The default's rule in six steps, for a look: more than eight times less work than `full`."""
-    return replace(default(), steps=6, schedule="learned_small", correction=0.0)
+    return replace(default(), steps=6, schedule="learned_small")
 
 
 def full() -> DiffusionSquaredConfig:
