@@ -40,11 +40,10 @@ function unpackFields(header, bytes) {
   return fields;
 }
 
-/** Upper triangle of R S Sᵀ Rᵀ (3DGS, Equation 6) of quaternion (w, x, y, z) and log scales into `out` at `to`. */
-function writeCovariance(out, to, w, x, y, z, logX, logY, logZ) {
-  const norm = 1 / Math.hypot(w, x, y, z);
+/** Upper triangle of R S Sᵀ Rᵀ (3DGS, Equation 6) of quaternion (w, x, y, z) and scales (a, b, c) into `out` at `to`. */
+function writeCovariance(out, to, w, x, y, z, a, b, c) {
+  const norm = 1 / Math.sqrt(w * w + x * x + y * y + z * z);
   w *= norm, x *= norm, y *= norm, z *= norm;
-  const a = Math.exp(logX), b = Math.exp(logY), c = Math.exp(logZ);
   const xa = (1 - 2 * (y * y + z * z)) * a, xb = 2 * (x * y - w * z) * b, xc = 2 * (x * z + w * y) * c;
   const ya = 2 * (x * y + w * z) * a, yb = (1 - 2 * (x * x + z * z)) * b, yc = 2 * (y * z - w * x) * c;
   const za = 2 * (x * z - w * y) * a, zb = 2 * (y * z + w * x) * b, zc = (1 - 2 * (x * x + y * y)) * c;
@@ -83,7 +82,7 @@ const MOTIONS = {
       if (shaped) return { shape: false, colour: false };
       for (let n = 0; n < header.count; n++) {
         writeCovariance(shape, 8 * n, ...quaternion.values.subarray(4 * n, 4 * n + 4),
-          ...log_scale.values.subarray(3 * n, 3 * n + 3));
+          ...log_scale.values.subarray(3 * n, 3 * n + 3).map(Math.exp));
         shape[8 * n + 6] = moment.values[n];
       }
       shaped = true;
@@ -101,23 +100,28 @@ const MOTIONS = {
       for (let k = 0; k < reach; k++) sum += weights[reach * n + k];
       for (let k = 0; k < reach; k++) weights[reach * n + k] /= sum;
     }
+    const size = log_scale.values.map(Math.exp);
     let coloured = false;
     return (time, place, shape) => {
       poseJoints(poses, joint.values, shift.values, turn.values, curveAt(header.keys, time));
-      const rest = position.values, own = quaternion.values, size = log_scale.values, solid = opacity.values;
-      const pose = new Float64Array(16);
+      const rest = position.values, own = quaternion.values, solid = opacity.values;
       for (let n = 0; n < header.count; n++) {
-        pose.fill(0);
-        for (let k = 0; k < reach; k++) {
-          const share = weights[reach * n + k], from = 16 * bones[reach * n + k];
-          for (let i = 0; i < 16; i++) pose[i] += share * poses[from + i];
+        let xx = 0, xy = 0, xz = 0, yx = 0, yy = 0, yz = 0, zx = 0, zy = 0, zz = 0, ox = 0, oy = 0, oz = 0;
+        let a = 0, b = 0, c = 0, d = 0;
+        for (let to = reach * n, last = to + reach; to < last; to++) {
+          const share = weights[to], from = 16 * bones[to];
+          xx += share * poses[from], xy += share * poses[from + 1], xz += share * poses[from + 2];
+          yx += share * poses[from + 3], yy += share * poses[from + 4], yz += share * poses[from + 5];
+          zx += share * poses[from + 6], zy += share * poses[from + 7], zz += share * poses[from + 8];
+          ox += share * poses[from + 9], oy += share * poses[from + 10], oz += share * poses[from + 11];
+          a += share * poses[from + 12], b += share * poses[from + 13];
+          c += share * poses[from + 14], d += share * poses[from + 15];
         }
         const x = rest[3 * n], y = rest[3 * n + 1], z = rest[3 * n + 2];
-        place[4 * n] = pose[0] * x + pose[1] * y + pose[2] * z + pose[9];
-        place[4 * n + 1] = pose[3] * x + pose[4] * y + pose[5] * z + pose[10];
-        place[4 * n + 2] = pose[6] * x + pose[7] * y + pose[8] * z + pose[11];
+        place[4 * n] = xx * x + xy * y + xz * z + ox;
+        place[4 * n + 1] = yx * x + yy * y + yz * z + oy;
+        place[4 * n + 2] = zx * x + zy * y + zz * z + oz;
         place[4 * n + 3] = solid[n];
-        const a = pose[12], b = pose[13], c = pose[14], d = pose[15];
         const w = own[4 * n], i = own[4 * n + 1], j = own[4 * n + 2], k = own[4 * n + 3];
         writeCovariance(shape, 8 * n, a * w - b * i - c * j - d * k, a * i + b * w + c * k - d * j,
           a * j - b * k + c * w + d * i, a * k + b * j - c * i + d * w, size[3 * n], size[3 * n + 1], size[3 * n + 2]);
@@ -169,7 +173,7 @@ const MOTIONS = {
         blend(quaternion, time, (q0, q1, turn) => blend(log_scale, time, (s0, s1, grow) => {
           for (let n = 0; n < count; n++) {
             const q = (i) => q0[4 * n + i] + (q1[4 * n + i] - q0[4 * n + i]) * turn;
-            const s = (i) => s0[3 * n + i] + (s1[3 * n + i] - s0[3 * n + i]) * grow;
+            const s = (i) => Math.exp(s0[3 * n + i] + (s1[3 * n + i] - s0[3 * n + i]) * grow);
             writeCovariance(shape, 8 * n, q(0), q(1), q(2), q(3), s(0), s(1), s(2));
           }
         }));
