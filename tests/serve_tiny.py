@@ -21,5 +21,5 @@ METHODS["tiny"] = Method(
         "slow": lambda seed: replace(default(), steps=60, views=3, frames=3, correction=0.0, seed=seed),
     },
 )
-PRESETS["tiny"] = lambda: FitConfig(iterations=10, count=60)
-PRESETS["long"] = lambda: FitConfig(iterations=100000, count=60, state_every=50)
+PRESETS["tiny"] = lambda: FitConfig(iterations=10, count=60, hull_resolution=12)
+PRESETS["long"] = lambda: FitConfig(iterations=100000, count=60, hull_resolution=12, state_every=50)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from starlette.datastructures import Headers
@@ -254,6 +254,7 @@ def test_names_are_shown_and_never_used(app, name):
     assert job["title"] == title_of(answer["name"])
 
 
+@settings(max_examples=40)
 @given(st.text(max_size=300))
 def test_a_shown_name_is_one_line_without_folders_and_marks(name):
     line = shown(name)
@@ -261,6 +262,7 @@ def test_a_shown_name_is_one_line_without_folders_and_marks(name):
     assert shown(line) == line
 
 
+@settings(max_examples=40)
 @given(st.binary(min_size=0, max_size=32))
 def test_what_begins_like_nothing_known_is_nothing_known(head):
     suffix = kinds.suffix_of(head)
@@ -337,39 +339,41 @@ def test_a_job_means_the_same_configuration_every_time():
 
 def test_the_time_is_known_from_earlier_runs_else_from_a_trial():
     chosen = OFFER["defaults"]
-    keys = plans.keys(chosen, "picture")
+    keys = plans.keys(chosen, "picture", OFFER)
     parts = {"imagine": {"grid": 10.0}, "fit": {"fit": 5.0}, "rest": {"sources": 1.0, "orbit": 2.0}}
     trial = [Timing(part, keys[part], "trial", seconds) for part, seconds in parts.items()]
-    assert plans.estimate(chosen, "picture", [])["seconds"] is None
-    assert plans.estimate(chosen, "picture", trial[:2])["seconds"] is None
-    known = plans.estimate(chosen, "picture", trial)
+    assert plans.estimate(chosen, "picture", [], OFFER)["seconds"] is None
+    assert plans.estimate(chosen, "picture", trial[:2], OFFER)["seconds"] is None
+    known = plans.estimate(chosen, "picture", trial, OFFER)
     assert known["seconds"] == 18 and "trial" in known["line"]
     assert list(known["stages"]) == ["sources", "grid", "fit", "orbit"]
-    assert plans.estimate(chosen, "clip", trial)["seconds"] == 18  # borrowed from the other kind
+    assert plans.estimate(chosen, "clip", trial, OFFER)["seconds"] == 18  # borrowed from the other kind
     ran = [Timing("imagine", keys["imagine"], "job", {"grid": seconds}) for seconds in (20.0, 40.0, 30.0)]
-    refined = plans.estimate(chosen, "picture", [*ran, *trial])
+    refined = plans.estimate(chosen, "picture", [*ran, *trial], OFFER)
     assert refined["seconds"] == 38 and "earlier runs and a trial" in refined["line"]
     every = [
         Timing(part, keys[part], "job", {stage: 4.0})
         for part, stage in (("imagine", "grid"), ("fit", "fit"), ("rest", "orbit"))
     ]
-    assert plans.estimate(chosen, "picture", every) | {"stages": {}} == {
+    assert plans.estimate(chosen, "picture", every, OFFER) | {"stages": {}} == {
         "seconds": 12.0, "stages": {}, "how": dict.fromkeys(keys, "1 jobs"), "line": "from your last run of this kind"
     }  # fmt: skip
 
 
 def test_a_trial_measures_every_preset_and_quality_once(tmp_path, monkeypatch):
     monkeypatch.setattr(choices, "FILM", replace(choices.FILM, size=32))
-    monkeypatch.setattr("loom4d.serve.trial.QUALITIES", {"preview": lambda: FitConfig(count=60, iterations=10)})
+    monkeypatch.setattr(
+        "loom4d.serve.trial.QUALITIES", {"preview": lambda: FitConfig(count=60, iterations=10, hull_resolution=12)}
+    )
     method = METHODS["diffusion-squared"]
-    presets = {name: method.presets[name] for name in ("default", "paper")}
+    presets = {name: method.presets[name] for name in ("default", "preview")}
     monkeypatch.setattr("loom4d.serve.trial.METHODS", {"diffusion-squared": replace(method, presets=presets)})
     folders = {"small": write_checkpoints(tmp_path)}
     settings, store = Settings(folder=tmp_path, checkpoints=tmp_path), Store(tmp_path / "a.sqlite")
     assert sum(1 for _ in trials(OFFER, folders, settings, store)) > 20  # others may work in between
     for preset in presets:
         chosen = {**OFFER["defaults"], "preset": preset, "quality": "preview"}
-        known = plans.estimate(chosen, "picture", store.timings())
+        known = plans.estimate(chosen, "picture", store.timings(), OFFER)
         assert known["seconds"] > 0 and "trial" in known["line"]
         assert set(known["stages"]) >= {"sources", "column", "row", "grid", "fit", "orbit", "viewer"}
     assert list(trials(OFFER, folders, settings, store)) == []  # all is known

@@ -57,7 +57,9 @@ def offer(settings: Settings) -> tuple[dict[str, Any], dict[str, Path | None]]:
 def form(families: dict[str, Any]) -> dict[str, Any]:
     qualities = {name: preset() for name, preset in QUALITIES.items()}
     return {
-        "methods": {name: {"about": _method_line(name), "presets": _presets(name)} for name in METHODS},
+        "methods": {
+            name: {"about": _method_line(name), "presets": _presets(name), "meant": _meant(name)} for name in METHODS
+        },
         "qualities": {name: f"{one.count:,} Gaussians, {one.iterations:,} steps" for name, one in qualities.items()},
         "priors": families,
         "kinds": list(KINDS),
@@ -83,6 +85,12 @@ def _presets(method: str) -> dict[str, str]:
     return {name: _first_line(getattr(makers.get(name), "__doc__", None)) for name in METHODS[method].presets}
 
 
+def _meant(method: str) -> dict[str, dict[str, str]]:
+    """Priors -> quality -> the preset that "default" stands for."""
+    meant = METHODS[method].meant
+    return {priors: {quality: meant("default", priors, quality) for quality in QUALITIES} for priors in DENOISERS}
+
+
 def _first_line(text: str | None) -> str:
     return " ".join((text or "").split("\n\n")[0].split())
 
@@ -91,7 +99,8 @@ def config_of(choices: dict[str, Any], checkpoints: Path | None, device: str, ti
     """The configuration of a run. It depends on nothing else, so a resumed job claims its own run folder again."""
     config = GenerateConfig(title=title)
     method = METHODS[choices["method"]]
-    imagining = method.presets[method.meant(choices["preset"], choices["priors"])](choices["seed"])
+    preset = method.meant(choices["preset"], choices["priors"], choices["quality"])
+    imagining = method.presets[preset](choices["seed"])
     fitting = QUALITIES[choices["quality"]]()
     return replace(
         config,

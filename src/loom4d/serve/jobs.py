@@ -87,10 +87,10 @@ def estimate(
     timings = site.store.timings()
 
     def seconds(**change: str) -> float | None:
-        return plans.estimate(choices | change, input, timings)["seconds"]
+        return plans.estimate(choices | change, input, timings, offered)["seconds"]
 
     return {
-        **plans.estimate(choices, input, timings),
+        **plans.estimate(choices, input, timings, offered),
         "presets": {name: seconds(preset=name) for name in offered["methods"][choices["method"]]["presets"]},
         "qualities": {name: seconds(quality=name) for name in offered["qualities"]},
     }
@@ -127,11 +127,19 @@ def one_job(job: Id, site: OfSite) -> dict[str, Any]:
     upload = site.store.upload(record.upload)
     return {
         **described(site, record),
-        "estimate": plans.estimate(record.choices, record.kind, site.store.timings()),
+        "estimate": expected(site, record),
         "exports": [asdict(export) for export in site.store.exports(job)],
         "report": json.loads(report.read_text()) if report.exists() else {},
         "look": upload.facts if upload else None,
     }
+
+
+def expected(site: Site, job: Job) -> dict[str, Any]:
+    """The time that a job will take; a method or priors that are offered no more have none."""
+    offered = site.children.offer
+    if offered is None or plans.checked(job.choices, offered):
+        return {"seconds": None, "stages": {}, "how": {}, "line": "not known now"}
+    return plans.estimate(job.choices, job.kind, site.store.timings(), offered)
 
 
 @router.post("/jobs/{job}/cancel")

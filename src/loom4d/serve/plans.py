@@ -2,7 +2,7 @@
 
 A run's time has three parts. "imagine" depends on method, preset, priors and kind of input, "fit" on the quality and
 the priors, "rest" (reading, film, page) on the priors alone. Each part is known from earlier jobs, else from a trial of
-a few steps that the worker runs while nobody waits.
+a few steps that the worker runs while nobody waits. `offered` is the form that the worker has sent.
 """
 
 from __future__ import annotations
@@ -30,17 +30,26 @@ def checked(choices: dict[str, Any], offered: dict[str, Any]) -> str:
     return str(offered["priors"][choices["priors"]].get("missing", ""))
 
 
-def keys(choices: dict[str, Any], input_kind: str) -> dict[str, str]:
+def meant(choices: dict[str, Any], offered: dict[str, Any]) -> str:
+    """The preset that runs: "default" is the priors' own, or that of the quality."""
+    if choices["preset"] != "default":
+        return str(choices["preset"])
+    return str(offered["methods"][choices["method"]]["meant"][choices["priors"]][choices["quality"]])
+
+
+def keys(choices: dict[str, Any], input_kind: str, offered: dict[str, Any]) -> dict[str, str]:
     """Under which key each part of a run is timed; `input_kind` is "picture", "clip" or "model"."""
     kind = "orbit" if choices["kind"] == "orbit" else input_kind
     return {
-        "imagine": "|".join([choices["method"], choices["preset"], choices["priors"], kind]),
+        "imagine": "|".join([choices["method"], meant(choices, offered), choices["priors"], kind]),
         "fit": f"{choices['quality']}|{choices['priors']}",
         "rest": choices["priors"],
     }
 
 
-def estimate(choices: dict[str, Any], input_kind: str, timings: Sequence[Timing]) -> dict[str, Any]:
+def estimate(
+    choices: dict[str, Any], input_kind: str, timings: Sequence[Timing], offered: dict[str, Any]
+) -> dict[str, Any]:
     """Seconds per stage and in all, and how they are known; `seconds` is None where a part was never measured.
 
     A part's earlier jobs count, the median of the last `RECENT`; without one the trial. An input of a kind that was
@@ -48,7 +57,7 @@ def estimate(choices: dict[str, Any], input_kind: str, timings: Sequence[Timing]
     """
     stages: dict[str, float] = {}
     how: dict[str, str] = {}
-    for part, key in keys(choices, input_kind).items():
+    for part, key in keys(choices, input_kind, offered).items():
         measured = [one for one in timings if one.part == part and one.key == key]
         jobs = [one for one in measured if one.source == "job"][:RECENT]
         trials = [one for one in measured if one.source == "trial"][:1]

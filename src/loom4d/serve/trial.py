@@ -20,7 +20,7 @@ from loom4d.gaussians.motion import DynamicGaussians
 from loom4d.grid import ImageGrid
 from loom4d.methods import METHODS
 from loom4d.runs import Work
-from loom4d.serve import choices, plans
+from loom4d.serve import choices
 from loom4d.serve.settings import Settings
 from loom4d.serve.store import Store, Timing
 from loom4d.viewer import write_page
@@ -33,16 +33,15 @@ FRAMES = 4  # of the film
 def trials(form: dict[str, Any], folders: dict[str, Path | None], settings: Settings, store: Store) -> Iterator[None]:
     """Measures what was never measured, and stores it. Between two yields lies one event at most."""
     known = {(one.part, one.key) for one in store.timings()}
-    defaults = form["defaults"]
-    for priors in [name for name in folders if name == defaults["priors"]]:
+    for priors in [name for name in folders if name == form["defaults"]["priors"]]:
         wanted = [
             (method, preset, key)
             for method in METHODS
             for preset in METHODS[method].presets
-            if ("imagine", key := _key("imagine", defaults | {"method": method, "preset": preset})) not in known
+            if ("imagine", key := "|".join([method, preset, priors, "picture"])) not in known
         ]
-        fits = [name for name in QUALITIES if ("fit", _key("fit", defaults | {"quality": name})) not in known]
-        if not wanted and not fits and ("rest", _key("rest", defaults)) in known:
+        fits = [name for name in QUALITIES if ("fit", f"{name}|{priors}") not in known]
+        if not wanted and not fits and ("rest", priors) in known:
             return
         yield
         family, _ = choices.found_family(priors, settings)
@@ -54,14 +53,10 @@ def trials(form: dict[str, Any], folders: dict[str, Path | None], settings: Sett
         asset = None
         for quality in fits:
             asset, seconds = yield from fit_seconds(grid, quality)
-            store.add_timing(Timing("fit", _key("fit", defaults | {"quality": quality}), "trial", seconds))
+            store.add_timing(Timing("fit", f"{quality}|{priors}", "trial", seconds))
         if asset is not None:
             yield
-            store.add_timing(Timing("rest", _key("rest", defaults), "trial", rest_seconds(asset, grid)))
-
-
-def _key(part: str, chosen: dict[str, Any]) -> str:
-    return plans.keys(chosen, "picture")[part]
+            store.add_timing(Timing("rest", priors, "trial", rest_seconds(asset, grid)))
 
 
 def ball(family: Family, views: int, frames: int) -> ImageGrid:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import errno
 import fcntl
 import os
@@ -48,10 +47,10 @@ def main(settings: Settings, channel: Channel) -> None:
     store = Store(settings.database)
     with only_one(settings.folder / "worker.lock"):
         form, folders = choices.offer(settings)
-        worker = Worker(settings, store, channel, folders)
+        worker = Worker(settings, store, channel, form, folders)
         threading.Thread(target=worker.listen, daemon=True).start()
         channel.say({"offer": form})
-        worker.work(form)
+        worker.work()
 
 
 @contextmanager
@@ -65,8 +64,15 @@ def only_one(path: Path) -> Iterator[None]:
 class Worker:
     """The loop's state: the database, the way to the server, and whether there is something new."""
 
-    def __init__(self, settings: Settings, store: Store, channel: Channel, folders: dict[str, Path | None]):
-        self.settings, self.store, self.channel, self.folders = settings, store, channel, folders
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        channel: Channel,
+        form: dict[str, Any],
+        folders: dict[str, Path | None],
+    ):
+        self.settings, self.store, self.channel, self.form, self.folders = settings, store, channel, form, folders
         self.news = threading.Event()
 
     def listen(self) -> None:
@@ -75,8 +81,8 @@ class Worker:
             self.news.set()
         os._exit(0)
 
-    def work(self, form: dict[str, Any]) -> None:
-        measuring = trials(form, self.folders, self.settings, self.store) if self.settings.trials else iter(())
+    def work(self) -> None:
+        measuring = trials(self.form, self.folders, self.settings, self.store) if self.settings.trials else iter(())
         while True:
             self.news.clear()
             if self._export_next():
@@ -111,7 +117,7 @@ class Worker:
             traceback.print_exc()
             state, error = "failed", f"a fault of the program ({type(reason).__name__}); its log says where"
         if state == "done" and not resumed:
-            for part, key in plans.keys(job.choices, job.kind).items():
+            for part, key in plans.keys(job.choices, job.kind, self.form).items():
                 seconds = {stage: s for stage, s in clock.seconds.items() if plans.PARTS.get(stage, "imagine") == part}
                 self.store.add_timing(Timing(part, key, "job", seconds))
         self.store.end_job(job.id, state, error, round(time.monotonic() - begun - clock.paused, 1))
@@ -150,20 +156,19 @@ class Worker:
         body = {name: value for name, value in vars(event).items() if value}
         body["message"] = event.message.replace(source, "the upload")  # no path of this machine leaves it
         body["data"] = dict(event.data)
-        picture = body["data"].pop("png", None)
+        picture, file = body["data"].pop("png", None), body["data"].pop("file", "")
         if picture is not None:
-            body["picture"] = self._kept(job, picture)
+            body["picture"] = self._kept(job, base64.b64decode(picture))
+        elif file.endswith(".png"):
+            body["picture"] = self._kept(job, (self.settings.run(job) / file).read_bytes())
         self._say(job, body)
 
-    def _kept(self, job: str, picture: str) -> str:
+    def _kept(self, job: str, picture: bytes) -> str:
         """Writes a preview beside its predecessors; events hold only its name."""
         folder = self.settings.live(job)
         folder.mkdir(parents=True, exist_ok=True)
         name = f"{sum(1 for _ in folder.iterdir()):04}.png"
-        try:
-            write_atomically(folder / name, base64.b64decode(picture, validate=True))
-        except binascii.Error as error:
-            raise ValueError("a method showed a preview that is no base64") from error
+        write_atomically(folder / name, picture)
         return name
 
     def _thumbnail(self, job: str, asset: DynamicGaussians) -> None:

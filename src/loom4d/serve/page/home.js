@@ -147,7 +147,8 @@ function workbench(upload, offered, onclose) {
     if (["kind", "matting", "priors"].includes(name)) look();
     estimate();
   };
-  const presetCards = () => cards("preset", "Preset", named(offered.methods[choices.method].presets), choices, choose, times);
+  const presetCards = () => cards("preset", "Preset", named(offered.methods[choices.method].presets)
+    .filter(({ name }) => !(name in offered.qualities)), choices, choose, times);  // those are what the quality means
   let presets = presetCards();
   const sources = Object.entries(offered.priors).map(([name, facts]) =>
     ({ name, about: facts.missing || `${facts.views} × ${facts.frames} pictures of ${facts.resolution}²`, missing: Boolean(facts.missing) }));
@@ -169,7 +170,7 @@ function workbench(upload, offered, onclose) {
       ? cards("method", "Method", Object.entries(offered.methods).map(([name, one]) => ({ name, about: one.about })), choices, choose, times)
       : null,
     presets,
-    cards("quality", "Quality of the fit", named(offered.qualities), choices, choose, times),
+    cards("quality", "Quality", named(offered.qualities), choices, choose, times),
     h("details", {}, h("summary", {}, "More choices"),
       h("div", { className: "fields" },
         upload.kind !== "picture" ? select("kind", "The input shows", offered.kinds, choices, choose) : null,
