@@ -119,6 +119,22 @@ def test_hands_keys_and_buttons_move_the_view(tmp_path):
         browser.press("m")
         browser.run(frame)
         assert browser.run("loom4d.viewer.shown.frame.largest") > 0.01
+        browser.press("]")
+        browser.press("p")
+        assert browser.run("[loom4d.viewer.speed, loom4d.viewer.pingpong]") == [2, False]
+        browser.press("s")
+        browser.run("new Promise((done) => setTimeout(done, 100))")
+        assert browser.run("spoken.textContent") == "Picture saved"
+        first = state()
+        touch = lambda kind, *at: browser.call(  # noqa: E731
+            "Input.dispatchTouchEvent", type=kind, touchPoints=[{"x": x, "y": y, "id": x > 250} for x, y in at]
+        )
+        touch("touchStart", (200, 200), (300, 200))
+        touch("touchMove", (180, 260), (340, 260))
+        touch("touchEnd")
+        pinched = state()
+        assert pinched["radius"] < 0.8 * first["radius"]  # apart: nearer
+        assert pinched["target"] != first["target"] and pinched["azimuth"] == first["azimuth"]  # together: moved
         # the third row, last column of the grid: seen from azimuth 180 at the end
         browser.run("""(() => { const box = sheet.getBoundingClientRect(), button = sheet.querySelector("button");
             const at = {clientX: box.left + 0.9 * box.width, clientY: box.top + 0.6 * box.height, bubbles: true};

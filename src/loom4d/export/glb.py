@@ -106,10 +106,10 @@ def skinned_glb(mesh: SkinnedMesh, texture: Texture | None = None) -> bytes:
     document, primitive = _document(file, vertices, mesh.faces, mesh.colours, texture)
     for block in range(0, -(-mesh.joints.shape[1] // 4)):
         joints, weights = _influences(mesh, source, block)
-        kind = UNSIGNED_BYTE if len(skeleton.rest) < 255 else UNSIGNED_SHORT
-        numbers = joints.astype("<u1" if kind == UNSIGNED_BYTE else "<u2")
+        component = UNSIGNED_BYTE if len(skeleton.rest) < 255 else UNSIGNED_SHORT
+        numbers = joints.astype("<u1" if component == UNSIGNED_BYTE else "<u2")
         primitive["attributes"] |= {
-            f"JOINTS_{block}": file.accessor(numbers, kind, "VEC4", VERTEX_BUFFER),
+            f"JOINTS_{block}": file.accessor(numbers, component, "VEC4", VERTEX_BUFFER),
             f"WEIGHTS_{block}": file.accessor(weights, UNSIGNED_SHORT, "VEC4", VERTEX_BUFFER, normalized=True),
         }
     turns = skeleton.turns[..., [1, 2, 3, 0]].double().numpy()  # glTF's quaternions are x y z w
@@ -128,7 +128,8 @@ def skinned_glb(mesh: SkinnedMesh, texture: Texture | None = None) -> bytes:
     document["skins"] = [{"skeleton": 1, "joints": list(range(1, 2 + count)), "inverseBindMatrices": matrices}]
     if len(skeleton.times) > 1:
         times = file.accessor(_from_zero(skeleton.times), FLOAT, "SCALAR", limits=True)
-        samplers, channels = [], []
+        samplers: list[dict[str, Any]] = []
+        channels: list[dict[str, Any]] = []
         for path, values, kind in (("translation", places, "VEC3"), ("rotation", turns, "VEC4")):
             for joint in range(count):
                 output = file.accessor(values[:, joint].astype("<f4"), FLOAT, kind)
