@@ -219,6 +219,52 @@ def test_a_seed_is_an_object_and_splits_do_not_meet():
     assert len(set.union(*roots.values())) == 60
 
 
+def test_version_1_never_changes():
+    """Weights say that they were trained on it."""
+    known = {
+        0: ("a lime excavator lifting and bouncing", 10, 14.832057, 16.72344, 3.473115),
+        1: ("an orange pig wobbling and wagging its tail", 33, 12.814909, 44.682437, 2.781862),
+        2: ("a white butterfly growing and flapping", 19, 22.202315, 29.27296, 3.718153),
+    }
+    for seed, (caption, parts, waves, colours, root) in known.items():
+        figure = moving_object(seed)
+        assert (figure.caption, len(figure.shapes)) == (caption, parts)
+        sums = [figure.wave_numbers.sum(), figure.colours.sum(), np.abs(figure.world_from_root).sum()]
+        np.testing.assert_allclose(sums, [waves, colours, root], atol=1e-5)
+
+
+def test_version_2_is_version_1_with_decals_that_stay_on_it():
+    decals = quieter = 0
+    for seed in range(40):
+        plain, figure = moving_object(seed, "test"), moving_object(seed, "test", version=2)
+        count = len(plain.shapes)
+        assert figure.caption == plain.caption and np.array_equal(figure.joints[:count], plain.joints)
+        ratio = figure.wave_numbers[:, 0] / np.where(plain.wave_numbers[:, 0] == 0, 1, plain.wave_numbers[:, 0])
+        moving = plain.wave_numbers[:, 0] != 0
+        assert np.ptp(ratio[moving]) < 1e-9 and 0.19 < ratio[moving][0] < 1.51
+        decals += len(figure.shapes) > count
+        quieter += not np.allclose(figure.colours[:count], plain.colours)
+        assert np.ptp(figure.colours[:count], axis=-1).mean() < np.ptp(plain.colours, axis=-1).mean() + 1e-9
+        points = np.einsum("pij,pnj->pni", figure.joint_from_part[:, :3, :3], surface_points(figure))
+        points = points + figure.joint_from_part[:, None, :3, 3]
+        for decal in range(count, len(figure.shapes)):
+            hosts = [part for part in range(count) if figure.joints[part] == figure.joints[decal]]
+            maps = np.linalg.inv(figure.joint_from_part[hosts])  # each host's unit solid from the joint
+            local = np.einsum("hij,nj->hni", maps[:, :3, :3], points[decal]) + maps[:, None, :3, 3]
+            assert np.abs(local).max((1, 2)).min() < 1.12  # it lies on one of them
+    assert 20 < decals < 35 and 10 < quieter < 30
+    with pytest.raises(ValueError, match="1, 2"):
+        moving_object(0, version=3)
+
+
+@pytest.mark.skipif("native" not in USABLE, reason="no native library")
+def test_native_draws_decals_as_the_reference():
+    figures = [moving_object(seed, "test", version=2) for seed in range(6)]
+    figure = max(figures, key=lambda one: len(one.shapes))
+    share, mean = mismatch(*(seen_from(figure, [10.0, 200.0], backend=name, elevation=20.0) for name in USABLE))
+    assert share < 1e-3 and mean < 2e-5
+
+
 def test_a_grid_is_a_turntable():
     grid = procedural_grid(4, 4, 3, 24)
     assert grid.rgba.shape == (4, 3, 4, 24, 24) and grid.rgba.min() >= 0 and grid.rgba.max() <= 1
