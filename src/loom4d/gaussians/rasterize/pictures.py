@@ -35,7 +35,7 @@ class Rendering:
     rgb: Float[Tensor, "*batch 3 height width"]
     alpha: Float[Tensor, "*batch 1 height width"]
     depth: Float[Tensor, "*batch 1 height width"]  # expected distance along the view axis; 0 where alpha is 0
-    median_depth: Float[Tensor, "*batch 1 height width"]  # where half the light is gone; carries no gradient
+    median_depth: Float[Tensor, "*batch 1 height width"]  # where half the light is gone; no gradient; NaN from gsplat
     visible: Bool[Tensor, "*batch point"]  # may touch a pixel
     screen_offsets: Float[Tensor, "*batch point 2"] | None = None  # zeros whose .grad is dL/d(screen x, y) in pixels
 

@@ -13,10 +13,10 @@ from torch import Tensor
 from loom4d.cameras import Placement
 from loom4d.grid import ImageGrid, load_grid
 from loom4d.runs import Event, InputError, Work
-from loom4d.sources.captures.camera_list import read_camera_list
-from loom4d.sources.captures.colmap import find_model, read_colmap
+from loom4d.sources.captures.camera_list import has_camera_list, read_camera_list
+from loom4d.sources.captures.colmap import has_model, read_colmap
 from loom4d.sources.captures.shots import Layout, arranged, decoded_size, opaque, placement_of
-from loom4d.sources.captures.transforms import read_json, read_transforms
+from loom4d.sources.captures.transforms import has_transforms, read_json, read_transforms
 
 STAGE = "sources"
 
@@ -43,6 +43,21 @@ class Capture:
     world: str = ""  # how our axes in that world are its own
 
 
+@dataclass(frozen=True)
+class Kind:
+    """A layout: whether a path holds it, and what is read of it; what cannot be used is an `InputError`."""
+
+    found: Callable[[Path], bool]
+    read: Callable[[Path, Any], Layout]
+
+
+LAYOUTS: dict[str, Kind] = {  # the first one found is read
+    "transforms.json": Kind(has_transforms, read_transforms),
+    "cameras.json": Kind(has_camera_list, read_camera_list),
+    "COLMAP text": Kind(has_model, read_colmap),
+}
+
+
 def is_capture(path: Path) -> bool:
     """Whether the folder, or the JSON file, holds cameras for its pictures."""
     return _reader(path) is not None
@@ -63,8 +78,7 @@ def read_capture(path: Path, config: CaptureConfig | None = None) -> Work[Captur
     read = _reader(path)
     if read is None:
         raise InputError(
-            f"{path}: holds none of cameras.json, transforms.json, transforms_train.json and COLMAP's cameras.txt with "
-            "images.txt; give a run folder or posed pictures"
+            f"{path}: holds none of {', '.join(LAYOUTS)} (docs/conventions.md); give a run folder or posed pictures"
         )
     layout = _held_out(read(path, config), config.hold_out)
     size = decoded_size(layout.shots, config.side)
@@ -98,13 +112,7 @@ def _is_grid(folder: Path) -> bool:
 
 
 def _reader(path: Path) -> Callable[[Path, Any], Layout] | None:
-    if path.is_file():
-        return read_transforms if path.name.startswith("transforms") and path.suffix == ".json" else None
-    if any((path / name).is_file() for name in ("transforms.json", "transforms_train.json")):
-        return read_transforms
-    if (path / "cameras.json").is_file():
-        return read_camera_list
-    return read_colmap if find_model(path) is not None else None
+    return next((kind.read for kind in LAYOUTS.values() if kind.found(path)), None)
 
 
 def _held_out(layout: Layout, every: int) -> Layout:
@@ -113,4 +121,4 @@ def _held_out(layout: Layout, every: int) -> Layout:
     return layout.holding_out(every) if every else layout
 
 
-__all__ = ["Capture", "CaptureConfig", "is_capture", "read_capture"]
+__all__ = ["LAYOUTS", "Capture", "CaptureConfig", "is_capture", "read_capture"]

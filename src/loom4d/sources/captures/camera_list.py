@@ -38,6 +38,10 @@ LENS = ("fov_deg", "fx", "fy", "cx", "cy")
 KEYS = {*PLACES, *POSES, *LENS, "convention"}
 
 
+def has_camera_list(path: Path) -> bool:
+    return (path / "cameras.json").is_file()
+
+
 def read_camera_list(path: Path, config: Any) -> Layout:
     """`pictures`: `file`, `time` in seconds, `camera`, and where wished `mask` and `held_out`. The `camera` beside
     them holds what all cameras share: a pose by angles on an orbit or as a matrix, and a lens."""

@@ -46,6 +46,10 @@ def find_model(folder: Path) -> Path | None:
     return None
 
 
+def has_model(path: Path) -> bool:
+    return find_model(path) is not None
+
+
 def read_colmap(path: Path, config: Any) -> Layout:
     """The registered pictures with their cameras, and the points as where a fit may begin.
 

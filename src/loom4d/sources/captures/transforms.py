@@ -26,6 +26,12 @@ PINHOLES = (None, "PINHOLE", "SIMPLE_PINHOLE", "OPENCV", "SIMPLE_RADIAL", "RADIA
 DISTORTION = ("k1", "k2", "k3", "k4", "p1", "p2")
 
 
+def has_transforms(path: Path) -> bool:
+    if path.is_file():
+        return path.name.startswith("transforms") and path.suffix == ".json"
+    return any((path / name).is_file() for name in ("transforms.json", "transforms_train.json"))
+
+
 def read_transforms(path: Path, config: Any) -> Layout:
     """The frames of `transforms.json`, or of `transforms_train.json` with those of `transforms_test.json` held out."""
     folder = path if path.is_dir() else path.parent
