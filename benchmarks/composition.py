@@ -35,7 +35,7 @@ from loom4d.evaluation.perceptual import perceptual_distance
 from loom4d.evaluation.scores import foreground_psnr, silhouette_iou, similarity
 from loom4d.grid import ImageGrid, load_grid, save_grid, to_bytes
 from loom4d.methods.diffusion_squared import DiffusionSquaredConfig, Weaver
-from loom4d.runs import result_of, save_tensors, write_json
+from loom4d.runs import result_of, save_tensors, write_atomically, write_json
 from loom4d.sources.procedural import procedural_grid
 
 RESULTS = Path(__file__).parent / "results" / "composition.json"
@@ -107,15 +107,30 @@ class Kept:
         self.disagreement = tensors["disagreement"]
 
 
-def measure(bench: Bench, split: str, name: str, config: DiffusionSquaredConfig, number: int) -> ImageGrid:
-    """The finished grid of one rule on one object; its row goes into the table unless it is there already."""
-    config = replace(config, seed=number, views=SIDE, frames=SIDE)
-    digest = hashlib.sha256((bench.weights + json.dumps(asdict(config), sort_keys=True)).encode()).hexdigest()[:12]
+def sized(config: DiffusionSquaredConfig, number: int) -> DiffusionSquaredConfig:
+    return replace(config, seed=number, views=SIDE, frames=SIDE)
+
+
+def digest_of(bench: Bench, config: DiffusionSquaredConfig, number: int) -> str:
+    """Of all that a row depends on: weights and configuration."""
+    text = bench.weights + json.dumps(asdict(sized(config, number)), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def current(bench: Bench, split: str, rules: dict[str, DiffusionSquaredConfig], rule: str) -> dict[int, dict[str, Any]]:
+    """A rule's rows by object: those made with these weights and this configuration."""
+    found = [row for row in bench.rows.values() if (row["split"], row["rule"]) == (split, rule)]
+    return {row["object"]: row for row in found if row["digest"] == digest_of(bench, rules[rule], row["object"])}
+
+
+def measure(bench: Bench, split: str, name: str, rule: DiffusionSquaredConfig, number: int) -> None:
+    """One rule on one object: its row goes into the table unless it is there already."""
+    config, digest = sized(rule, number), digest_of(bench, rule, number)
     row = {"split": split, "rule": name, "object": number, "digest": digest}
     folder = bench.grids / split / name.replace("/", "-") / f"{number:03}"
     found = bench.rows.get(key_of(row))
-    if found is not None and found["digest"] == digest and (folder / "cameras.json").exists():
-        return load_grid(folder)
+    if found is not None and found["digest"] == digest:
+        return
     truth = procedural_grid(number, SIDE, SIDE, bench.family.resolution, split=split)
     bench.asked[0], begun = 0, time.process_time()
     kept = Kept()
@@ -129,7 +144,6 @@ def measure(bench: Bench, split: str, name: str, config: DiffusionSquaredConfig,
         save_tensors(folder / "disagreement.safetensors", {"disagreement": kept.disagreement})
         bench.rows[key_of(row)]["foretold"] = foretold(kept.disagreement, grid, truth)
     bench.save()
-    return grid
 
 
 def scores(grid: ImageGrid, truth: ImageGrid, bench: Bench) -> dict[str, float]:
@@ -187,34 +201,92 @@ def line(row: dict[str, Any]) -> str:
     return f"{row['object']:4} {row['rule']:34}" + "".join(f"{row[name]:>10}" for name in shown)
 
 
+def differences(bench: Bench, split: str, rules: dict[str, Any], pair: tuple[str, str], score: str) -> np.ndarray:
+    """The first rule's score less the second's on each object that both were measured on."""
+    ours, theirs = (current(bench, split, rules, rule) for rule in pair)
+    return np.array([ours[number][score] - theirs[number][score] for number in sorted(ours.keys() & theirs.keys())])
+
+
+def spread(values: np.ndarray) -> float:
+    """Standard error of the mean; what a difference must exceed."""
+    return float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else float("nan")
+
+
+COLUMNS = ("psnr", "ssim", "perceptual", "change_psnr", "motion", "hull", "foretold", "to_reference", "pictures")
+HEADS = ("PSNR, dB", "SSIM", "perceptual", "changes, dB", "motion", "one body", "foretold", "to `full`, dB", "pictures")
+
+
 def table(bench: Bench, split: str, rules: dict[str, Any], baseline: str) -> Iterator[str]:
-    """Means over the objects that every rule has, and each rule's mean difference to the baseline with its standard
-    error: the spread that a difference must exceed."""
-    numbers = [
-        {row["object"] for row in bench.rows.values() if (row["split"], row["rule"]) == (split, name)} for name in rules
-    ]
-    objects = sorted(set.intersection(*numbers)) if numbers else []
-    yield f"{split}: objects {objects}"
+    """Markdown: means over the objects that a rule and the baseline were both measured on, the difference in PSNR."""
+    yield f"| rule | objects | PSNR less that of `{baseline}` | {' | '.join(HEADS)} | CPU-seconds |"
+    yield "|---" * (len(HEADS) + 4) + "|"
+    shared = current(bench, split, rules, baseline)
     for name in rules:
-        rows = [bench.rows[f"{split}/{name}/{number}"] for number in objects]
-        first = [bench.rows[f"{split}/{baseline}/{number}"] for number in objects]
-        gap = np.array([a["psnr"] - b["psnr"] for a, b in zip(rows, first, strict=True)])
-        far = np.array([a["perceptual"] - b["perceptual"] for a, b in zip(rows, first, strict=True)])
-        root = max(len(gap), 1) ** 0.5
-        mean = {key: np.mean([row[key] for row in rows]) for key in rows[0] if isinstance(rows[0][key], float | int)}
-        distance = mean.get("to_reference", float("nan"))
-        yield (
-            f"{name:34} {mean['psnr']:6.2f} {gap.mean():+6.2f} ±{gap.std() / root:4.2f}  {mean['ssim']:.3f}  "
-            f"{mean['perceptual']:.3f} {far.mean():+.3f} ±{far.std() / root:.3f}  {mean['change_psnr']:5.2f}  "
-            f"{mean['motion']:4.2f}  {mean['hull']:.3f}  {distance:5.2f}  {mean['pictures']:6.0f}  "
-            f"{mean['cpu_seconds']:6.1f}"
+        rows = [row for number, row in current(bench, split, rules, name).items() if number in shared]
+        if not rows:
+            continue
+        gap = differences(bench, split, rules, (name, baseline), "psnr")
+        means = [np.mean([row[key] for row in rows if key in row] or [np.nan]) for key in COLUMNS]
+        cells = [
+            f"{mean:.{0 if key == 'pictures' else 3 if mean < 2 else 2}f}"
+            for key, mean in zip(COLUMNS, means, strict=True)
+        ]
+        seconds = np.mean([row["cpu_seconds"] for row in rows])
+        change = f"{gap.mean():+.2f} ± {spread(gap):.2f}"
+        yield f"| {name} | {len(rows)} | {change} | {' | '.join(cells)} | {seconds:.0f} |".replace("nan", "–")
+
+
+def verdicts(bench: Bench) -> Iterator[str]:
+    """The bars, each with its figures and whether it is met."""
+    split, rules = STAGES["judge"]
+
+    def gaps(ours: str, theirs: str, score: str) -> np.ndarray:
+        return differences(bench, split, rules, (ours, theirs), score)
+
+    for other in ("paper", "released"):
+        gap = gaps("balanced", other, "psnr")
+        if len(gap):
+            met = "not shown by one" if len(gap) < 2 else "met" if gap.mean() > 2 * spread(gap) else "missed"
+            yield f"- `balanced` less `{other}`: {gap.mean():+.2f} ± {spread(gap):.2f} dB on {len(gap)} objects: {met}."
+    for name, times in (("balanced", 3.0), ("preview", 8.0)):
+        gap, far = gaps(name, REFERENCE, "psnr"), gaps(name, REFERENCE, "perceptual")
+        if not len(gap):
+            continue
+        asked = [
+            np.mean([row["pictures"] for row in current(bench, split, rules, rule).values()])
+            for rule in (REFERENCE, name)
+        ]
+        faster = asked[0] / asked[1]
+        near = name == "preview" or (gap.mean() > -0.3 and far.mean() < 2 * np.nan_to_num(spread(far)) + 1e-4)
+        price = (
+            f"{gap.mean():+.2f} ± {spread(gap):.2f} dB and {far.mean():+.4f} ± {spread(far):.4f} perceptual distance"
         )
+        met = "met" if faster >= times and near else "missed"
+        yield (
+            f"- `{name}` asks {faster:.1f} times fewer pictures than `{REFERENCE}` (bar: {times:.0f}), at {price}, "
+            f"on {len(gap)} objects: {met}."
+        )
+
+
+def report(bench: Bench) -> str:
+    """All tables and verdicts as a page, written beside the rows."""
+    parts = [
+        "# Composition: the tables",
+        f"Written by `benchmarks/composition.py`; {facts(bench)['task']}; ± is one standard error.",
+    ]
+    for name, (split, rules) in STAGES.items():
+        baseline = {"choose": "start", "judge": "balanced", "ablation": "s0 0.5 (paper)"}[name]
+        lines = list(table(bench, split, rules, baseline))
+        if len(lines) > 2:
+            parts += [f"## {name}", "\n".join(lines)]
+    return "\n\n".join([*parts, "## Bars", "\n".join(verdicts(bench))]) + "\n"
 
 
 def pictures(bench: Bench, split: str, rules: dict[str, Any], number: int, path: Path) -> None:
     """One row of the grid (a view from the side) for each rule, the truth first."""
     truth = procedural_grid(number, SIDE, SIDE, bench.family.resolution, split=split)
-    grids = [truth] + [load_grid(bench.grids / split / name.replace("/", "-") / f"{number:03}") for name in rules]
+    folders = [bench.grids / split / name.replace("/", "-") / f"{number:03}" for name in rules]
+    grids = [truth] + [load_grid(folder) for folder in folders if (folder / "cameras.json").exists()]
     strips = [np.concatenate([to_bytes(picture) for picture in grid.on(1.0)[SIDE // 4]], 1) for grid in grids]
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.concatenate(strips, 0)).save(path)
@@ -250,7 +322,8 @@ def main(
         chosen = {rule: config for rule, config in rules.items() if not only or rule in only}
         count = objects or (2 if name == "ablation" else 6)
         run(held, split, chosen, range(first, first + count))
-        print("\n".join(table(held, split, chosen, next(iter(chosen)))))
+        write_atomically(out.with_suffix(".md"), report(held))
+        print(report(held))
         if figures is not None and name == "ablation":
             pictures(held, split, chosen, first, figures / "ablation.png")
 

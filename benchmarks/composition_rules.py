@@ -41,6 +41,7 @@ RULES: dict[str, DiffusionSquaredConfig] = {
     "share 0.2": ours(share=constant(0.2)),
     "share 0.6": ours(share=constant(0.6)),
     "motion from multi-view": ours(share=constant(0.2), bands=BandsConfig("time", 0.35, constant(0.6))),
+    "motion from multi-view alone": ours(share=constant(0.2), bands=BandsConfig("time", 0.35, constant(1.0))),
     "guidance 1 to 80": ours(**guidance(3.0, 1.0, 80.0)),
     "correction 0.25": ours(correction=0.25),
     "correction 0.5": ours(correction=0.5),
@@ -61,7 +62,6 @@ RULES: dict[str, DiffusionSquaredConfig] = {
 
 FINALISTS: dict[str, DiffusionSquaredConfig] = {
     "balanced": default(),
-    "balanced, correction 0.5": replace(default(), correction=0.5),
     "preview": PRESETS["preview"](),
     "paper": paper(),
     "full": PRESETS["full"](),
