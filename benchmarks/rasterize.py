@@ -90,7 +90,7 @@ class Timed:
 
 
 def scaling_bound(count: int, size: int, images: int, repeats: int) -> dict[str, float]:
-    """The share of an iteration's CPU time that is outside the kernels, and the speed-up that it leaves to two cores."""
+    """Share of an iteration's CPU time that is outside the kernels, and the speed-up that it leaves to two cores."""
     plain, timed = cpu.library, Timed(cpu.library())
     try:
         cpu.library = lambda: timed  # type: ignore[assignment]
