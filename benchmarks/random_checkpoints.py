@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import shutil
 from pathlib import Path
-from typing import cast
 
 import torch
 from safetensors.torch import save_file
@@ -21,11 +20,11 @@ from loom4d.denoisers.checkpoints import Origin, TensorFile
 from loom4d.denoisers.stable import Kind, Networks, Sizes
 
 
-class Wanted:
+class Wanted(TensorFile):
     """Takes the place of a file and notes what is asked of it."""
 
     def __init__(self) -> None:
-        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.shapes = {}
 
     def claim(self, origin: Origin, name: str, shape: tuple[int, ...]) -> None:
         for stored in (shape, (*shape, 1, 1)):  # convolutions of a single pixel are stored as such
@@ -43,7 +42,7 @@ def layout(kind: Kind, sizes: Sizes) -> dict[str, tuple[int, ...]]:
     """Names and shapes of an original file, as far as they are read."""
     wanted = Wanted()
     networks = Networks.of(kind, sizes, lone=kind.own_encoder)
-    for part in stable.original_parts(cast(TensorFile, wanted), kind, sizes, torch.float32, networks):
+    for part in stable.original_parts(wanted, kind, sizes, torch.float32, networks):
         part.claim()
     return wanted.shapes
 

@@ -200,6 +200,17 @@ def test_plans_stay_within_their_budget_and_use_it():
 
 
 @needs_diffusers
+def test_less_memory_on_a_processor_chooses_smaller_numbers(monkeypatch):
+    monkeypatch.setattr(memory, "whole_gb", lambda device: 64.0)
+    plans = {gb: full_size.planned(Sizes(), full_size.FullSizeConfig(max_memory_gb=gb)) for gb in (40.0, 22.0)}
+    assert [plan.dtype for plan in plans.values()] == [torch.float32, torch.bfloat16]
+    assert all(plan.predicted_gb <= gb for gb, plan in plans.items())
+    monkeypatch.setattr(memory, "whole_gb", lambda device: 16.0)
+    with pytest.raises(ValueError, match="this machine's 16GB is too little"):
+        full_size.planned(Sizes(), full_size.FullSizeConfig(max_memory_gb=40.0))
+
+
+@needs_diffusers
 def test_predicted_activations_are_those_of_a_real_run(priors):
     """The same counter over real tensors instead of meta ones, where SDPA is the processor's own kernel."""
     model, _, sizes = priors
@@ -290,3 +301,12 @@ def test_the_benchmark_runs_anywhere_and_counts_the_published_asset(capsys):
     counted = benchmark["main"](["--count-only"])["counted"]
     # Others counted 175 PFLOP with the queries that a single token does not need, and with encoding the conditions.
     assert counted["asset_pflop"] == pytest.approx(0.9605 * (175.0 - 2.2) + 2.0, rel=0.01)
+
+
+@needs_diffusers
+def test_random_checkpoints_are_some_that_the_loader_takes(folder, tmp_path, capsys):
+    benchmark = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "random_checkpoints.py"))
+    benchmark["main"]([str(tmp_path / "random"), "--sizes", str(folder)])
+    sizes = stable.read_sizes(tmp_path / "random")
+    for kind, name in zip(KINDS, ("svd_xt", "sv3d_p"), strict=True):
+        stable.opened(tmp_path / "random" / f"{name}.safetensors", kind, sizes)

@@ -181,16 +181,3 @@ def test_no_folder_and_a_full_device_are_one_clear_line(tmp_path, picture, capsy
     monkeypatch.setitem(pipeline.DENOISERS, "svd-sv3d", exhausted)
     code, _, error = call(["generate", str(picture), "--out", str(tmp_path / "two"), *QUICK], capsys)
     assert code == 2 and "a smaller --max-memory" in error and error.count("\n") == 1
-
-
-def test_less_memory_chooses_smaller_numbers_then_less_at_a_time():
-    """On a processor: float32 where it fits, else bfloat16; whole pairs of clips, else one half after the other."""
-    from loom4d.denoisers import full_size
-    from loom4d.denoisers.stable import Sizes
-
-    plans = [
-        full_size.planned(Sizes(frames=2, views=2, resolution=256), full_size.FullSizeConfig(max_memory_gb=gb))
-        for gb in (21.5, 12.5)
-    ]
-    assert [plan.dtype for plan in plans] == [torch.float32, torch.bfloat16]
-    assert all(plan.predicted_gb <= gb for plan, gb in zip(plans, (21.5, 12.5), strict=True))

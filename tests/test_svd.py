@@ -365,6 +365,9 @@ def test_windows_cover_the_clip_with_weights_that_sum_to_one(frames, window):
     torch.testing.assert_close(total, torch.ones(frames))
     if 2 < window < frames:
         assert all(later[0] < earlier[1] for earlier, later in pairwise(ranges))
+    if 5 < window < frames:  # a window comes in and goes out softly
+        assert all(weight[0] < 0.34 for (first, _), weight in zip(ranges, weights, strict=True) if first > 0)
+        assert all(weight[-1] < 0.34 for (_, last), weight in zip(ranges, weights, strict=True) if last < frames)
 
 
 def test_windows_without_a_temporal_decoder_change_nothing(twins):
