@@ -4,9 +4,13 @@ import pytest
 import torch
 
 from loom4d.cameras import Cameras, orbit
+from loom4d.gaussians.fit import FitConfig, fit, score
 from loom4d.gaussians.gaussians import Gaussians
+from loom4d.gaussians.motion import MOTIONS
 from loom4d.gaussians.rasterize import RasterOptions, rasterize
 from loom4d.gaussians.rasterize.gsplat import Kernels, installed, rasterize_by
+from loom4d.runs import result_of
+from loom4d.sources.procedural import procedural_grid
 
 OPTIONS = RasterOptions(40, 52, track_screen=True)
 FIELDS = ("means", "quaternions", "log_scales", "opacities", "colours")
@@ -57,6 +61,18 @@ def test_it_equals_the_specification_on_a_gpu(images):
     there = Gaussians(*(getattr(cloud(images), name).to("cuda") for name in FIELDS))
     ours = pictures_and_gradients(there, views().to("cuda"), lambda *scene: rasterize(*scene, "gsplat"))
     assert_alike(ours, truth)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("motion", MOTIONS)
+def test_a_fit_on_a_gpu_is_as_good_as_one_on_the_processor(motion):
+    pytest.importorskip("gsplat")
+    grid = procedural_grid(3, 4, 2, 32, split="valid")
+    config = FitConfig(motion=motion, count=400, iterations=60, hull_resolution=24, preview_every=30)
+    here = result_of(fit(grid, config))
+    there = result_of(fit(grid.to("cuda"), config, held_out=grid[:1, :].to("cuda")))
+    assert there.tensors()["means"].device.type == "cpu" and abs(score(there, grid) - score(here, grid)) < 0.5
 
 
 def in_plain_tensors(gsplat_functions) -> Kernels:
