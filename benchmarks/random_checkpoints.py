@@ -30,7 +30,7 @@ class Wanted(TensorFile):
         for stored in (shape, (*shape, 1, 1)):  # convolutions of a single pixel are stored as such
             try:
                 fits = not origin.names or origin.make(torch.empty(stored, device="meta")).shape == shape
-            except RuntimeError:
+            except (RuntimeError, TypeError):
                 continue
             if fits:
                 self.shapes.update(dict.fromkeys(origin.names, stored))
