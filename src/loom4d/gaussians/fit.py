@@ -38,7 +38,7 @@ from loom4d.grid import ImageGrid, png
 from loom4d.runs import Event, InputError, Work, write_atomically
 
 STAGE = "fit"
-SMALLEST = 16  # pixels a side: no stage goes below
+SMALLEST = 64  # pixels a side: no stage shrinks pictures further, for a coarse start leaves rags around small ones
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,12 @@ class FitConfig:
 
     motion: str = "controlled"  # stays one object between the frames; "spacetime" where parts come and go
     count: int = 4000  # Gaussians at the start
-    iterations: int = 600
+    iterations: int = 800
     batch: int = 8  # pictures per iteration
     instants: int = 4  # moments that these show; fewer are faster
-    rate: float = 1.0  # multiplies the motion's learning rates
-    final_rate: float = 0.05  # what is left of them at the end; they fall exponentially
-    stages: tuple[Stage, ...] = (Stage(),)  # coarse to fine
+    rate: float = 2.0  # multiplies the motion's learning rates
+    final_rate: float = 0.03  # what is left of them at the end; they fall exponentially
+    stages: tuple[Stage, ...] = (Stage(0.4, 0.5), Stage())  # coarse to fine
     hull_resolution: int = 48  # voxels per side
     thinnest: float = 0.3  # no axis of a Gaussian gets shorter than so many pixels at the object's distance
     needle: float = 4.0  # nor the longest longer than so many times the middle one
@@ -82,7 +82,7 @@ class FitConfig:
 
 
 def preview() -> FitConfig:
-    return FitConfig(count=2500, iterations=150)
+    return FitConfig(count=2500, iterations=200)
 
 
 def balanced() -> FitConfig:
@@ -90,7 +90,7 @@ def balanced() -> FitConfig:
 
 
 def full() -> FitConfig:
-    return replace(balanced(), count=8000, iterations=2000)
+    return replace(balanced(), count=8000, iterations=3000, hull_resolution=64)
 
 
 PRESETS: dict[str, Callable[[], FitConfig]] = {"preview": preview, "balanced": balanced, "full": full}
@@ -268,7 +268,8 @@ def _generator(seed: int, stream: int, index: int) -> torch.Generator:
 
 
 def _scaled(grid: ImageGrid, scale: float) -> ImageGrid:
-    return grid if scale == 1 else grid.resized(*(max(SMALLEST, round(side * scale)) for side in grid.size))
+    size = tuple(max(min(SMALLEST, side), round(side * scale)) for side in grid.size)
+    return grid if size == grid.size else grid.resized(*size)
 
 
 @contextmanager
