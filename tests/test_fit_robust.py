@@ -76,9 +76,8 @@ def disagreeing(grid: ImageGrid) -> ImageGrid:
     return replace(grid, rgba=rgba.clamp(0, 1))
 
 
-@pytest.mark.parametrize("confidence", [False, True])
-def test_cells_that_disagree_give_their_common_object(clean, held_out, confidence):
-    asset = result_of(fit(disagreeing(clean), replace(QUICK, confidence=confidence)))
+def test_cells_that_disagree_give_their_common_object(clean, held_out):
+    asset = result_of(fit(disagreeing(clean), replace(QUICK, confidence=True)))
     sane(asset)
     assert score(asset, held_out) > 18  # 21.6 without it
 
@@ -105,9 +104,9 @@ def test_numbers_that_are_not_finite_reach_no_file(clean, tmp_path):
 
 
 def test_memory_does_not_grow_with_the_iterations(clean):
-    result_of(fit(clean, replace(QUICK, iterations=10)))
+    result_of(fit(clean, replace(QUICK, iterations=5)))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    result_of(fit(clean, replace(QUICK, iterations=50)))
+    result_of(fit(clean, replace(QUICK, iterations=25)))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 32 * 1024  # KB
 
 
@@ -123,7 +122,7 @@ def wandering(count: int, seed: int) -> ImageGrid:
 
 def write_split(folder: Path, placement: Placement) -> None:
     """As D-NeRF leaves it: transforms_train.json and transforms_test.json, `time` in 0..1, no seconds."""
-    for split, grid in (("train", wandering(24, 0)), ("test", wandering(4, 1))):
+    for split, grid in (("train", wandering(16, 0)), ("test", wandering(4, 1))):
         write_transforms(replace(grid, cameras=placement.cameras(grid.cameras)), folder / split)
         content = json.loads((folder / split / "transforms.json").read_text())
         for frame in content["frames"]:
@@ -136,13 +135,13 @@ def test_a_folder_of_single_views_is_fitted_and_leaves_in_its_own_world(tmp_path
     placement = Placement(2.5, (3.0, -1.0, 4.0))
     write_split(tmp_path / "data", placement)
     events: list[Event] = []
-    config = ReconstructConfig(fitting=replace(QUICK, iterations=150, preview_every=75, state_every=75))
+    config = ReconstructConfig(fitting=replace(QUICK, count=400, iterations=100, preview_every=50, state_every=50))
     asset = reconstruct(tmp_path / "data", tmp_path / "run", config, events.append)
     sane(asset)
     scored = [event.data["held_out_psnr"] for event in events if "held_out_psnr" in event.data]
-    assert len(scored) == 2 and scored[-1] > 18  # while it ran, and at its end
+    assert len(scored) == 2 and scored[-1] > 21.5  # while it ran, and at its end
     report = json.loads((tmp_path / "run" / "report.json").read_text())["stages"]["fit"]
-    assert report["held_out_psnr"] == scored[-1] and (report["views"], report["frames"]) == (1, 24)
+    assert report["held_out_psnr"] == scored[-1] and (report["views"], report["frames"]) == (1, 16)
     found = placement_of(tmp_path / "run")
     assert abs(found.scale - 2.5) < 0.1 and all(
         abs(a - b) < 0.1 for a, b in zip(found.shift, placement.shift, strict=True)
@@ -190,7 +189,8 @@ def test_frames_may_share_an_instant(clean):
 @pytest.mark.parametrize("motion", MOTIONS)
 def test_a_placed_asset_looks_the_same_to_placed_cameras(motion, clean):
     """Also for an asset that moves; every tensor that has a length must have been scaled."""
-    asset = asset_of(initial_state(clean, replace(QUICK, motion=motion)), motion)
+    few = replace(QUICK, motion=motion, count=100, hull_resolution=16)
+    asset = asset_of(initial_state(clean[:3, :2], few), motion)
     placement = Placement(3.0, (1.0, -2.0, 0.5))
     times, cameras = torch.tensor([0.0, 0.3, 1.0]), turntable(2, 3, 20.0)
     here = render(asset, cameras, times, SIZE, SIZE)
