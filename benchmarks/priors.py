@@ -77,9 +77,20 @@ class Subject:
 
 
 def subjects(options: Options, resolution: int) -> Iterator[tuple[str, str, Make]]:
-    """(kind, file name, what makes the grid) of everything that is held out, the most telling first."""
-    real = options.real
-    for seed in range(options.first, options.first + options.objects):
+    """(kind, file name, what makes the grid) of everything held out; a few of each kind first, for short runs."""
+    seeds = range(options.first, options.first + options.objects)
+    yield from procedural_subjects(seeds[:4], resolution)
+    if options.real is not None:
+        yield from real_subjects(options.real, options.clips, resolution)
+    yield from procedural_subjects(seeds[4:], resolution)
+    if options.assets is not None:
+        shards = open_shards(options.assets)
+        for index, facts in enumerate(shards.objects):
+            yield "asset", f"{index:04}", lambda i=index, f=facts: (f["name"], shard_grid(shards, i))
+
+
+def procedural_subjects(seeds: range, resolution: int) -> Iterator[tuple[str, str, Make]]:
+    for seed in seeds:
         yield (
             "procedural",
             f"{seed:04}",
@@ -88,12 +99,6 @@ def subjects(options: Options, resolution: int) -> Iterator[tuple[str, str, Make
                 procedural_grid(s, 8, 8, resolution, split="test"),
             ),
         )
-        if seed == options.first + 3 and real is not None:  # early enough to be in a short run
-            yield from real_subjects(real, options.clips, resolution)
-    if options.assets is not None:
-        shards = open_shards(options.assets)
-        for index, facts in enumerate(shards.objects):
-            yield "asset", f"{index:04}", lambda i=index, f=facts: (f["name"], shard_grid(shards, i))
 
 
 def real_subjects(real: Path, clips: tuple[str, ...], resolution: int) -> Iterator[tuple[str, str, Make]]:
@@ -184,14 +189,14 @@ def plausibility(clip: torch.Tensor) -> dict[str, float]:
     """Of premultiplied pictures over time: what a clip looks like, whatever it shows.
 
     motion: mean absolute change from picture to picture; flicker: second differences over first ones (a steady drift
-    has 0, noise has √3); sharpness: mean absolute difference of neighbouring pixels, a picture. In units of 1/1000.
+    has 0, noise has √3); sharpness: mean absolute difference of neighbouring pixels. Thousandths of white but flicker.
     """
     pictures = clip[:, :3] + 1 - clip[:, 3:]
     change, bend = pictures.diff(dim=0), pictures.diff(n=2, dim=0)
     edges = (pictures.diff(dim=-1).abs().mean() + pictures.diff(dim=-2).abs().mean()) / 2
     return {
         "motion": 1e3 * change.abs().mean().item(),
-        "flicker": 1e3 * (bend.square().mean().sqrt() / change.square().mean().sqrt().clamp_min(1e-4)).item(),
+        "flicker": (bend.square().mean().sqrt() / change.square().mean().sqrt().clamp_min(1e-4)).item(),
         "sharpness": 1e3 * edges.item(),
     }
 

@@ -69,11 +69,12 @@ COLUMNS = {
     "flicker": "flicker",
     "sharpness": "sharpness",
 }
+DIGITS = {"perceptual": 3, "motion": 1, "sharpness": 1}  # after the point; two of all others
 TITLES = {
     "orbit": "orbit: one picture → eight views",
     "video": "video: one picture → eight frames",
     "completion": "completion: first row and column → the rest",
-    "clip": "the drawn clips beside the data's, in thousandths",
+    "clip": "the drawn clips beside the data's (motion and sharpness in thousandths of white)",
 }
 KINDS = {
     "procedural": "Procedural test objects",
