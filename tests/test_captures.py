@@ -281,6 +281,16 @@ def test_pictures_without_transparency_are_announced(tmp_path):
     assert any("background is fitted too" in note.message for note in notes)
 
 
+def test_an_object_on_a_plain_background_is_cut_out_where_asked(tmp_path):
+    transforms(tmp_path)
+    sheet = Image.new("RGB", (32, 32), (250, 250, 250))
+    sheet.paste((200, 30, 30), (8, 8, 24, 24))
+    sheet.save(tmp_path / "rgb" / "0.png")
+    alpha = read(tmp_path, matting="auto").grid.rgba[0, 0, 3]
+    assert alpha[16, 16] == 1 and alpha[2, 2] == 0 and read(tmp_path).grid.rgba[0, 0, 3].min() == 1
+    assert "unknown matting" in refused(tmp_path, matting="scissors")
+
+
 # --- what is refused ------------------------------------------------------------------------------------------------
 
 

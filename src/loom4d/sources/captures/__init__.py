@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -17,6 +18,8 @@ from loom4d.sources.captures.camera_list import has_camera_list, read_camera_lis
 from loom4d.sources.captures.colmap import has_model, read_colmap
 from loom4d.sources.captures.shots import Layout, arranged, decoded_size, opaque, placement_of
 from loom4d.sources.captures.transforms import has_transforms, read_json, read_transforms
+from loom4d.sources.files import Clip
+from loom4d.sources.matting import matte
 
 STAGE = "sources"
 
@@ -28,6 +31,7 @@ class CaptureConfig:
     seconds: float = 1.0  # what `time` 1 of a transforms.json is, where it has no `seconds`
     fps: float = 24.0  # of the frame numbers in the names of COLMAP's pictures
     side: int | None = None  # longest side in pixels; None shrinks only what memory cannot hold
+    matting: str = "given"  # how pictures without transparency lose their background: given keeps it; auto, key, u2netp
     hold_out: int = 0  # every so-manieth picture is kept from the fit and scored; 0 for none but those the folder names
 
 
@@ -93,15 +97,24 @@ def read_capture(path: Path, config: CaptureConfig | None = None) -> Work[Captur
     placement = placement_of(path, given)
     inverse = placement.inverse()
     grid = arranged(given, size, inverse)
-    if opaque(grid):
-        yield Event(
-            STAGE,
-            "note",
-            "no picture is transparent anywhere: the background is fitted too; RGBA or masks leave it out",
-        )
-    points = None if layout.points is None else inverse.points(layout.points)
     held_out = arranged(kept, size, inverse) if kept else None
+    if opaque(grid) and config.matting == "given":
+        message = "no picture is transparent: the background is fitted too; give masks, or --capture.matting auto"
+        yield Event(STAGE, "note", message)
+    elif opaque(grid):
+        grid = yield from _cut_out(grid, config.matting)
+        if held_out is not None:
+            held_out = yield from _cut_out(held_out, config.matting)
+    points = None if layout.points is None else inverse.points(layout.points)
     return Capture(grid, held_out, points, layout.rgb, placement, layout.world)
+
+
+def _cut_out(grid: ImageGrid, method: str) -> Work[ImageGrid]:
+    """The object of every cell, as `framing` cuts it out of a clip."""
+    cells = grid.views * grid.frames
+    clip = Clip(grid.rgba.flatten(0, 1), torch.arange(cells).float(), False, cells, grid.size)
+    cut = yield from matte(clip, method)
+    return replace(grid, rgba=cut.rgba.reshape(grid.rgba.shape))
 
 
 def _is_grid(folder: Path) -> bool:
