@@ -74,10 +74,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/viewer.json"))
     parser.add_argument("--counts", type=int, nargs="+", default=[4_000, 20_000, 100_000])
+    parser.add_argument("--no-drawing", action="store_true", help="only what the worker does")
     options = parser.parse_args()
-    if chromium() is None:
+    if chromium() is None and not options.no_drawing:
         raise SystemExit("no Chromium on this machine")
-    rows = [measured(count, motion) for count in options.counts for motion in ("controlled", "spacetime")]
+    rows = [
+        measured(count, motion, not options.no_drawing)
+        for count in options.counts
+        for motion in ("controlled", "spacetime")
+    ]
     result = {
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.0f}",
         "picture": f"{WIDTH}×{HEIGHT}, ANGLE on SwiftShader, mean of {PICTURES}",
@@ -97,37 +102,39 @@ def dense(count: int, motion: str) -> DynamicGaussians:
     return replace(asset, log_scales=asset.log_scales - math.log(0.05) + math.log(1.2 * math.sqrt(2.5 / count)))
 
 
-def measured(count: int, motion: str) -> dict:
+def measured(count: int, motion: str, drawing: bool) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "viewer.html"
         size = write_page(dense(count, motion), path)
-        with Browser(WIDTH + 250, HEIGHT + 120, patience=900) as browser:
-            browser.open(path, "#time=1")
-            browser.run("loom4d.ready.then(() => 1)")
-            # a fixed canvas, so that the layout does not decide what is measured
-            browser.run(f"(Object.assign(stage.style, {{width: '{WIDTH}px', height: '{HEIGHT}px'}}), 1)")
-            for number in (1, 2):
-                drawn(browser, number)
-            before = cpu_seconds(browser.process.pid)
-            walls = [drawn(browser, number) for number in range(3, 3 + PICTURES)]
-            spent = cpu_seconds(browser.process.pid) - before
-            assert browser.run("loom4d.viewer.worker !== null")
         row = {
             "motion": motion,
             "gaussians": size.gaussians,
             "page_bytes": size.page,
             "code_bytes": size.code,
-            "picture_cpu_ms": round(1000 * spent / PICTURES, 1),
-            "picture_wall_ms_fastest": round(min(walls), 1),
+            **(painted(path) if drawing else {}),
         }
         if shutil.which("node"):
-            script = str(FOLDER / SCENE)
-            found = subprocess.run(
-                ["node", "-e", NODE, script, str(path), "20"], capture_output=True, check=True, text=True
-            )
+            command = ["node", "-e", NODE, str(FOLDER / SCENE), str(path), "20"]
+            found = subprocess.run(command, capture_output=True, check=True, text=True)
             row["worker_cpu_ms"] = {name: round(value, 1) for name, value in json.loads(found.stdout).items()}
     print(row, file=sys.stderr, flush=True)
     return row
+
+
+def painted(path: Path) -> dict:
+    """The whole cost of a picture at full sharpness."""
+    with Browser(WIDTH + 250, HEIGHT + 120, patience=900) as browser:
+        browser.open(path, "#time=1")
+        browser.run("loom4d.ready.then(() => 1)")
+        # a fixed canvas, so that the layout does not decide what is measured
+        browser.run(f"(Object.assign(stage.style, {{width: '{WIDTH}px', height: '{HEIGHT}px'}}), 1)")
+        for number in (1, 2):
+            drawn(browser, number)
+        before = cpu_seconds(browser.process.pid)
+        walls = [drawn(browser, number) for number in range(3, 3 + PICTURES)]
+        spent = cpu_seconds(browser.process.pid) - before
+        assert browser.run("loom4d.viewer.worker !== null")
+    return {"picture_cpu_ms": round(1000 * spent / PICTURES, 1), "picture_wall_ms_fastest": round(min(walls), 1)}
 
 
 def drawn(browser: Browser, number: int) -> float:

@@ -10,15 +10,17 @@ import pytest
 import torch
 
 from loom4d.cameras import orbit
+from loom4d.cli import main
 from loom4d.export import FORMATS, export
 from loom4d.export.glb import linear_rgb, morphing_glb
 from loom4d.export.mesh import MeshOptions, MovingMesh
 from loom4d.export.surface import SurfaceOptions
 from loom4d.export.usd import UsdOptions, write_usd
+from loom4d.gaussians.asset import save_asset
 from loom4d.gaussians.gaussians import Gaussians
 from loom4d.gaussians.rasterize import RasterOptions, rasterize
 from loom4d.runs import InputError
-from moving_assets import Swinging, spacetime_asset
+from moving_assets import Swinging, bending, spacetime_asset
 
 TINY = MeshOptions(frames=3, most_faces=300, surface=SurfaceOptions(resolution=20, views=10, picture=48))
 
@@ -193,3 +195,23 @@ def test_every_format_writes_an_asset_and_nothing_else(name, tmp_path):
 def test_an_unknown_format_names_the_known_ones(tmp_path):
     with pytest.raises(ValueError, match="mp4, webp"):
         export(spacetime_asset(5), tmp_path / "asset", "fbx")
+
+
+def test_the_command_takes_each_formats_options_and_says_what_it_wrote(tmp_path, capsys):
+    save_asset(bending(200), tmp_path / "asset.safetensors")
+    small = ["--mesh.frames", "2", "--mesh.most-faces", "200", "--mesh.surface.resolution", "20"]
+    main(["export", str(tmp_path), "--to", "glb", "--texture", "0", *small])
+    assert "200 triangles on 7 joints, 4 a vertex" in capsys.readouterr().out
+    assert (tmp_path / "export" / "asset.glb").exists()
+    for arguments, says in (
+        ([str(tmp_path), "--to", "fbx"], "the formats are"),
+        ([str(tmp_path / "none"), "--to", "glb"], "give the folder of a finished run"),
+        ([str(tmp_path), "--to", "splatv"], "space-time"),
+    ):
+        with pytest.raises(SystemExit) as left:
+            main(["export", *arguments])
+        assert left.value.code == 2 and says in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["export", "--to", "usd", "--help"])
+    listed = capsys.readouterr().out
+    assert "--content" in listed and "--texture" not in listed
