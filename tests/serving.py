@@ -111,7 +111,7 @@ class Served:
         end = time.monotonic() + seconds
         while not (value := true()):
             assert time.monotonic() < end, f"it never came true\n{self.log()[-2000:]}"
-            time.sleep(0.05)
+            time.sleep(0.2)
         return value
 
     def reply(

@@ -31,7 +31,7 @@ from loom4d.pipeline import GenerateConfig
 from loom4d.runs import Event, InputError, result_of
 from loom4d.serve import choices, jobs, kinds, look, plans
 from loom4d.serve.app import bound, claimed, create
-from loom4d.serve.guard import Tokens
+from loom4d.serve.guard import SESSIONS, Tokens
 from loom4d.serve.settings import Limits, ServeError, Settings, from_json, is_loopback, to_json
 from loom4d.serve.site import Hub, shown, title_of
 from loom4d.serve.store import BrokenStore, FullDisk, Job, Store, Timing, Upload
@@ -153,6 +153,12 @@ def test_on_other_addresses_nothing_opens_without_the_token(app, tmp_path):
     assert client.get("/api/jobs").status_code == 200
     written = b"".join(file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
     assert token.encode() not in written and client.cookies["loom4d"].encode() not in written
+
+    first = client.cookies["loom4d"]
+    for _ in range(SESSIONS):
+        site.tokens.session()
+    assert client.get("/api/jobs", headers={"cookie": f"loom4d={first}"}).status_code == 401  # the oldest has ended
+    client.post("/api/login", json={"token": token})
 
     again = Tokens(site.store, True)  # the server is started again: cookies hold
     assert again.first(anew=False) is None and again.is_token(token)
@@ -326,7 +332,9 @@ def test_orders_are_checked_field_by_field(app):
     ):
         assert client.post("/api/jobs", json={"upload": known, **wrong}).status_code == 422, wrong
     assert client.post("/api/jobs", json={"upload": "0" * 20}).status_code == 404
-    assert client.post("/api/jobs", content=b"[" * 100_000).status_code in (400, 422)
+    assert client.post("/api/jobs", content=b"[" * 60_000).status_code in (400, 422)
+    assert client.post("/api/jobs", content=b"[" * 100_000).status_code == 413
+    assert client.post("/api/jobs", content=iter([b"{}"])).status_code == 413
 
 
 def test_a_job_means_the_same_configuration_every_time():
@@ -464,10 +472,11 @@ def test_a_stream_tells_everything_once_and_goes_on_from_any_event(tmp_path):
     async def heard(after: int, count: int) -> list[tuple[int, dict[str, Any]]]:
         lines, stream = [], jobs.told(site, "job", after)
         async for text in stream:
-            if text.startswith("id: "):
-                number, data = text.strip().split("\n")
-                lines.append((int(number[4:]), json.loads(data[6:])))
-            if len(lines) == count:
+            for event in text.split("\n\n"):
+                if event.startswith("id: "):
+                    number, data = event.split("\n")
+                    lines.append((int(number[4:]), json.loads(data[6:])))
+            if len(lines) >= count:
                 break
             if len(lines) == 501 and len(hub.waiting["job"]) == 1:  # all of the past is told: now something new
                 asyncio.get_running_loop().call_later(0.05, news)

@@ -110,18 +110,17 @@ def bound(settings: Settings) -> socket.socket:
         ) from error
 
 
-def clear_arrivals(settings: Settings, store: Store) -> None:
+def clear_arrivals(settings: Settings) -> None:
     """Removes what uploads left that were under way when a server was killed."""
-    for folder in (settings.folder / "uploads").glob("*"):
-        if store.upload(folder.name) is None:
-            shutil.rmtree(folder, ignore_errors=True)
+    for part in (settings.folder / "uploads").glob("*/incoming"):
+        shutil.rmtree(part.parent, ignore_errors=True)
 
 
 def serve(settings: Settings, announce: Callable[[str], None], new_token: bool = False) -> None:
     """Serves until it is interrupted. `announce` is told where, and the login link when there is a new one."""
     with claimed(settings), bound(settings) as listening:
         store = Store(settings.database)
-        clear_arrivals(settings, store)
+        clear_arrivals(settings)
         tokens = Tokens(store, needed=not is_loopback(settings.host))
         host, port = listening.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else "localhost" if host == "0.0.0.0" else host

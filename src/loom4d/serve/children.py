@@ -15,13 +15,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from loom4d.serve.settings import Settings, to_json
+from loom4d.serve.settings import ServeError, Settings, to_json
 from loom4d.serve.store import Store
 
 log = logging.getLogger("loom4d.serve")
 
 LONGEST = 1 << 22  # bytes of a child's message
 PATIENCE = 15.0  # seconds that a running job has to notice that it was cancelled
+FIRST_PAUSE, LONGEST_PAUSE = 0.2, 30.0  # seconds between the death of a child and the birth of the next
 WALL = 8.0  # how much longer than its processor time a look may last, on a machine with much else to do
 
 
@@ -42,6 +43,7 @@ class Child:
     writer: asyncio.StreamWriter
     pid: int | None = None
     gone: asyncio.Event = field(default_factory=asyncio.Event)
+    useful: bool = False  # it has come as far as saying what it can do
 
     def say(self, message: dict[str, Any]) -> None:
         if not self.writer.is_closing():
@@ -62,6 +64,8 @@ class Children:
         self.trouble = ""  # why there are no children, for people
         self.looking = asyncio.Lock()
         self.looks = 0
+        self.insisting: set[asyncio.Task[None]] = set()
+        self.pause = FIRST_PAUSE  # before the next worker, while the last ones died before they were of use
         self.reset()
 
     def reset(self) -> None:
@@ -72,6 +76,7 @@ class Children:
 
     async def start(self) -> None:
         """Starts the nursery, and watches over it until `stop`."""
+        self.loop = asyncio.get_running_loop()
         self.store.recover(blamed=False)
         self.watching = asyncio.create_task(self._watch())
 
@@ -82,7 +87,10 @@ class Children:
         self._drop()
 
     def wake(self) -> None:
-        """Tells the worker that the database holds something new for it."""
+        """Tells the worker, from any thread, that the database holds something new for it."""
+        self.loop.call_soon_threadsafe(self._tell_worker)
+
+    def _tell_worker(self) -> None:
         if worker := self.children.get("worker"):
             worker.say({"news": True})
 
@@ -96,7 +104,9 @@ class Children:
             if worker is not None and found is not None and found.state == "running" and found.cancel:
                 worker.kill()
 
-        self.insisting = asyncio.create_task(later())
+        task = asyncio.create_task(later())
+        self.insisting.add(task)
+        task.add_done_callback(self.insisting.discard)
 
     async def look(self, request: dict[str, Any]) -> dict[str, Any]:
         """The looker's answer to one request; others wait their turn, and too many are refused."""
@@ -137,15 +147,19 @@ class Children:
 
     async def _watch(self) -> None:
         """Starts the nursery again whenever it ends, ever more patiently while it fails."""
-        pause = 0.2
+        pause = FIRST_PAUSE
         while True:
+            lived = False
             try:
                 lived = await self._tend()
             except OSError as error:
-                lived, self.trouble = False, f"the worker cannot be started ({error.strerror})"
+                self.trouble = f"the worker cannot be started ({error.strerror})"
+            except ServeError as error:  # a full disk, a broken database: perhaps it is put right
+                self.trouble = str(error)
             self._drop()
-            await asyncio.to_thread(self.store.recover, False)
-            pause = 0.2 if lived else min(2 * pause, 30.0)
+            with contextlib.suppress(ServeError):
+                await asyncio.to_thread(self.store.recover, False)
+            pause = FIRST_PAUSE if lived else min(2 * pause, LONGEST_PAUSE)
             log.warning("the nursery ended; %s; starting it again", self.trouble or "no reason known")
             await asyncio.sleep(pause)
 
@@ -208,7 +222,8 @@ class Children:
         while line := await child.reader.readline():
             message = json.loads(line)
             if "offer" in message:
-                self.offer = message["offer"]
+                self.offer, self.trouble, self.pause = message["offer"], "", FIRST_PAUSE
+                child.useful = True
             elif "poke" in message:
                 self.on_poke(message["poke"])
 
@@ -221,9 +236,12 @@ class Children:
         child.writer.close()
         log.warning("the %s died (%s)", child.role, how)
         if child.role == "worker":
-            for job in await asyncio.to_thread(self.store.recover, True):
+            for job in await asyncio.to_thread(self.store.recover, child.useful):
                 self.on_poke(job)
-            await asyncio.sleep(0.2)
+            if not child.useful:
+                self.trouble = f"the worker cannot get ready ({how}); children.log says why"
+                self.pause = min(2 * self.pause, LONGEST_PAUSE)
+            await asyncio.sleep(self.pause)
         await self._bear(child.role)
 
     def _drop(self) -> None:

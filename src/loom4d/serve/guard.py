@@ -20,7 +20,10 @@ from loom4d.serve.settings import Settings, is_loopback
 from loom4d.serve.store import Store
 
 COOKIE = "loom4d"
+SESSIONS = 64  # browsers that stay logged in; the oldest is forgotten first
 OPEN = ("/login", "/api/login", "/api/health", "/static/")  # without a token
+UPLOAD = "/api/uploads"  # the one place that takes large bodies
+BODY = 65_536  # bytes of any other
 SAFE = ("GET", "HEAD")
 POLICY = "; ".join(
     [
@@ -76,6 +79,10 @@ class Tokens:
         """A new secret for a browser's cookie."""
         secret = secrets.token_urlsafe(32)
         self._keep(f"session {digest(secret)[:16]}", secret)
+        sessions = [name for name in self.known if name.startswith("session")]
+        for name in sessions[:-SESSIONS]:
+            self.store.forget_secret(name)
+            self.known = {kept: one for kept, one in self.known.items() if kept != name}
         return secret
 
     def admits(self, headers: Headers) -> bool:
@@ -137,6 +144,8 @@ class Guard:
             return refused(421, f"this server is not called {host[:80]!r}; start it with --allowed-hosts to let it be")
         if scope["method"] not in SAFE and not same_origin(headers, scope["scheme"], host):
             return refused(403, "a page of another site may not do this")
+        if path != UPLOAD and (reason := unbounded(headers)):
+            return refused(413, reason)
         if path in OPEN or path.startswith(OPEN[-1]) or self.tokens.admits(headers):
             return None
         if scope["method"] == "GET" and "text/html" in headers.get("accept", ""):
@@ -152,6 +161,14 @@ class Guard:
         except ValueError:
             return False
         return address.is_loopback if self.loopback else True
+
+
+def unbounded(headers: Headers) -> str:
+    """Why a request's body may not be read whole, or an empty string: an upload alone is read in pieces."""
+    if "transfer-encoding" in headers:
+        return "say the length of what you send"
+    length = headers.get("content-length", "0")
+    return "" if length.isdecimal() and int(length) <= BODY else f"at most {BODY} bytes are taken here"
 
 
 def valid_host(host: str) -> bool:

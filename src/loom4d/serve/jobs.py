@@ -205,9 +205,9 @@ async def told(site: Site, job: str, last: int) -> AsyncIterator[str]:
         while not site.hub.closed:
             news.clear()
             batch = await asyncio.to_thread(site.store.events, job, last)
-            for last, body in batch:
-                yield f"id: {last}\ndata: {json.dumps(body)}\n\n"
             if batch:
+                last = batch[-1][0]
+                yield "".join(f"id: {number}\ndata: {json.dumps(body)}\n\n" for number, body in batch)
                 continue
             if await asyncio.to_thread(site.store.job, job) is None:
                 yield 'data: {"kind": "gone"}\n\n'

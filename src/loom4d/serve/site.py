@@ -29,8 +29,14 @@ class Hub:
 
     waiting: dict[str, set[asyncio.Event]] = field(default_factory=dict)
     closed: bool = False
+    loop: asyncio.AbstractEventLoop | None = None  # that the streams run in
 
     def poke(self, job: str) -> None:
+        """From any thread."""
+        if self.loop is not None:
+            self.loop.call_soon_threadsafe(self._wake, job)
+
+    def _wake(self, job: str) -> None:
         for news in self.waiting.get(job, ()):
             news.set()
 
@@ -38,7 +44,7 @@ class Hub:
         """Every stream ends; the server is about to."""
         self.closed = True
         for job in self.waiting:
-            self.poke(job)
+            self._wake(job)
 
     @property
     def streams(self) -> int:
@@ -47,6 +53,7 @@ class Hub:
     @contextmanager
     def listening(self, job: str) -> Iterator[asyncio.Event]:
         news = asyncio.Event()
+        self.loop = asyncio.get_running_loop()
         self.waiting.setdefault(job, set()).add(news)
         try:
             yield news

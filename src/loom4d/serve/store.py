@@ -375,6 +375,10 @@ class Store:
     def secrets(self) -> dict[str, str]:
         return {row["name"]: row["digest"] for row in self._rows("SELECT name, digest FROM secrets ORDER BY at")}
 
+    def forget_secret(self, name: str) -> None:
+        with self._changing() as db:
+            db.execute("DELETE FROM secrets WHERE name = ?", (name,))
+
     def forget_secrets(self) -> None:
         with self._changing() as db:
             db.execute("DELETE FROM secrets")

@@ -29,7 +29,7 @@ from loom4d.runs import Event, InputError, write_atomically
 from loom4d.serve import choices, plans
 from loom4d.serve.nursery import Channel
 from loom4d.serve.settings import Settings
-from loom4d.serve.store import Job, Store, Timing
+from loom4d.serve.store import FullDisk, Job, Store, Timing
 from loom4d.serve.trial import trials
 
 SIDE = 96  # pixels of a thumbnail
@@ -111,6 +111,8 @@ class Worker:
             state, error = "done", ""
         except Stopped:
             state, error = "cancelled", ""
+        except FullDisk:
+            state, error = "failed", FULL
         except (InputError, OSError) as reason:
             state, error = "failed", explained(reason, source, upload.name if upload else job.title)
         except Exception as reason:

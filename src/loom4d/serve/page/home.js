@@ -136,7 +136,8 @@ function workbench(upload, offered, onclose) {
     }
     time.textContent = told.seconds === null ? "" : about(told.seconds);
     how.textContent = told.seconds === null ? "The time is being measured on this machine." : `Known ${told.line}.`;
-    if (told.seconds === null) setTimeout(() => form.isConnected && estimate(), 3000);
+    const unknown = [told.seconds, ...Object.values(told.presets), ...Object.values(told.qualities)].includes(null);
+    if (unknown) setTimeout(() => form.isConnected && estimate(), 3000);  // a trial may be under way
   };
   const choose = (name, value) => {
     choices[name] = value;
