@@ -82,7 +82,7 @@ class FitConfig:
 
 
 def preview() -> FitConfig:
-    return FitConfig(count=2500, iterations=200)
+    return FitConfig(count=2500, iterations=200, rate=4.0)
 
 
 def balanced() -> FitConfig:
