@@ -153,6 +153,7 @@ class RunPage {
     const address = `/api/jobs/${this.job.id}/live/${event.picture}`;
     const { views, frames } = event.data || {};
     if (!views) {
+      if (this.grown.hidden) this.stagePlace.prepend(this.grown);  // what grows now comes first
       this.grown.hidden = false;
       this.growing.show(address);
       return;
