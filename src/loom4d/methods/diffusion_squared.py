@@ -117,7 +117,8 @@ class Weaver:
         if self.given.views > 1:
             return pictures[:, 0]
         picture = pictures[:, self.reference]  # (1, 4, H, W)
-        denoise = self.family.multiview(picture, self.azimuths, self.elevations, self.config.multiview_guidance)
+        guidance = self.config.column_guidance or self.config.multiview_guidance
+        denoise = self.family.multiview(picture, self.azimuths, self.elevations, guidance)
         known, mask = self._at_first(picture, (len(self.azimuths), 1))
         latents = yield from self._sampled("column", clamped(columns(denoise), known, mask), mask.shape)
         drawn = self.family.decode(latents)  # views are no clip over time: each is one of a single picture
