@@ -206,11 +206,11 @@ def train(
 
 def caller(network: nn.Module, device: torch.device, config: LoopConfig) -> Callable:
     """The network as a step calls it: compiled and under autocast where asked."""
-    network = torch.compile(network) if config.compiled else network
+    chosen: Callable = torch.compile(network) if config.compiled else network
 
     def call(*arguments):
         with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
-            return network(*arguments)
+            return chosen(*arguments)
 
     return call
 

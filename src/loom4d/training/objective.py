@@ -234,7 +234,8 @@ def joined(a: Clips, b: Clips) -> Clips:
     across = None
     if first.crossing is not None and second.crossing is not None:
         across = Crossing(*_joined_fields(first.crossing, second.crossing, CROSSING_FIELDS))
-    condition = replace(ClipCondition(*_joined_fields(first, second, CONDITION_FIELDS)), crossing=across)
+    picture, azimuths, elevations, times = _joined_fields(first, second, CONDITION_FIELDS)
+    condition = ClipCondition(picture, azimuths, elevations, times, across)
     return Clips(torch.cat([a.latents, b.latents]), condition)
 
 
