@@ -536,9 +536,13 @@ def test_a_folder_or_port_that_is_taken_is_said_in_one_line(tmp_path):
 
 
 def test_errors_name_the_users_file_and_no_path_of_the_machine():
-    path = Path("/data/uploads/abc/original.png")
-    assert explained(InputError(f"{path}: no good"), path, "cat.png") == "cat.png: no good"
-    assert "free some space" in explained(OSError(28, "No space left on device"), path, "cat.png")
+    names = {Path("/data/uploads/abc/original.png"): "cat.png", Path("/data/runs/def"): "this run"}
+    path = next(iter(names))
+    assert explained(InputError(f"{path}: no good"), names) == "cat.png: no good"
+    assert explained(InputError("/data/runs/def is not empty"), names) == "this run is not empty"
+    assert "another version" in explained(InputError("/data/runs/def holds another run (different a)"), names)
+    assert "free some space" in explained(OSError(28, "No space left on device"), names)
+    assert explained(OSError(5, "Input/output error", str(path)), names) == "cat.png: Input/output error"
 
 
 # --- what a run leaves -----------------------------------------------------------------------------------------------

@@ -114,7 +114,8 @@ class Worker:
         except FullDisk:
             state, error = "failed", FULL
         except (InputError, OSError) as reason:
-            state, error = "failed", explained(reason, source, upload.name if upload else job.title)
+            names = {source: upload.name if upload else job.title, self.settings.run(job.id): "this run"}
+            state, error = "failed", explained(reason, names)
         except Exception as reason:
             traceback.print_exc()
             state, error = "failed", f"a fault of the program ({type(reason).__name__}); its log says where"
@@ -193,7 +194,7 @@ class Worker:
             file = written(run, self.settings.exports(asked.job), asked.format)
             done = replace(asked, state="done", file=file.name, bytes=file.stat().st_size)
         except (InputError, OSError) as reason:
-            done = replace(asked, state="failed", error=explained(reason, run, "this run"))
+            done = replace(asked, state="failed", error=explained(reason, {run: "this run"}))
         except Exception as reason:
             traceback.print_exc()
             done = replace(asked, state="failed", error=f"this asset has no such file ({type(reason).__name__})")
@@ -254,10 +255,15 @@ def zipped(folder: Path) -> Path:
     return target
 
 
-def explained(reason: Exception, path: Path, name: str) -> str:
-    """An error for the user's eyes: the file by the name it came with, and no path of this machine."""
+def explained(reason: Exception, names: dict[Path, str]) -> str:
+    """An error for the user's eyes: files by the names that they know, and no path of this machine."""
     if isinstance(reason, OSError):
         if reason.errno in (errno.ENOSPC, errno.EDQUOT):
             return FULL
-        return f"{name}: {reason.strerror or type(reason).__name__}"
-    return str(reason).replace(str(path), name).replace(str(path.parent), name)
+        return f"{next(iter(names.values()))}: {reason.strerror or type(reason).__name__}"
+    message = str(reason)
+    for path, name in names.items():
+        message = message.replace(str(path), name)
+    if "holds another run" in message:  # its folder was made with choices that this version means otherwise
+        return "this run was begun by another version of the program: delete it and start it anew"
+    return message
