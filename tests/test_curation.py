@@ -287,7 +287,7 @@ def test_bad_files_of_0_ad_are_one_line(tmp_path):
             data = data[: rng.integers(len(data))]
         file.write_bytes(data)
         try:
-            Model(mesh, "x", "rise", {}, clip).grid(1, 2, 4)
+            Model(mesh, "x", "rise", {}, motion=clip).grid(1, 2, 4)
         except InputError as error:
             assert "\n" not in str(error)
         file.write_bytes(whole[file])
