@@ -194,8 +194,7 @@ def _rows(boxes: Float[ndarray, "chart 2"], size: int) -> Float[ndarray, "chart 
     """Upper left corners of boxes set in rows, the highest first; None where the page is too small."""
     corners = np.zeros_like(boxes)
     x, y, height = 0.0, 0.0, 0.0
-    for index in np.argsort(-boxes[:, 1], kind="stable"):
-        width, tall = boxes[index]
+    for index, (width, tall) in sorted(enumerate(boxes.tolist()), key=lambda one: -one[1][1]):
         if x + width > size:
             x, y, height = 0.0, y + height, 0.0
         if x + width > size or y + tall > size:
