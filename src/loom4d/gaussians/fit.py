@@ -54,7 +54,7 @@ class FitConfig:
     """How a fit runs; `preview()`, `balanced()` and `full()` are the presets."""
 
     motion: str = "controlled"  # stays one object between the frames; "spacetime" where parts come and go
-    count: int = 4000  # Gaussians at the start
+    count: int = 4000  # Gaussians at the start; "spacetime" has so many for every four frames
     iterations: int = 800
     batch: int = 8  # pictures per iteration
     instants: int = 4  # moments that these show; fewer are faster

@@ -46,7 +46,8 @@ class DynamicGaussians(Protocol):
     def initial(
         cloud: Cloud, times: Float[Tensor, " frame"], count: int, generator: torch.Generator
     ) -> DynamicGaussians:
-        """Where a fit starts: `count` Gaussians out of a cloud that has as many at every moment; `times` in seconds."""
+        """Where a fit starts: about `count` Gaussians for a moment, out of a cloud with as many at every moment;
+        `times` in seconds."""
 
     @staticmethod
     def rates() -> dict[str, float]:

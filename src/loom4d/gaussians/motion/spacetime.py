@@ -19,6 +19,7 @@ from loom4d.gaussians.gaussians import SPLIT, Ellipsoids, Gaussians, sh_of
 from loom4d.gaussians.initial import Cloud
 
 ROUND, LASTS = 0.6, 0.7  # first scale over the distance of neighbours; first duration (one σ) in frames
+FRAMES = 4  # for so many frames there are as many Gaussians as were asked for
 SHORT, LONG = 0.0, 0.0
 DROPPED = 0.05  # a Gaussian whose temporal weight is below is not drawn
 
@@ -41,7 +42,11 @@ class Spacetime:
 
     @staticmethod
     def initial(cloud: Cloud, times: Float[Tensor, " frame"], count: int, generator: torch.Generator) -> Spacetime:
-        """Points of all moments, each moving as it does: round, half transparent, lasting `LASTS` frames (one σ)."""
+        """Points of all moments, each moving as it does: round, half transparent, lasting `LASTS` frames (one σ).
+
+        There are `count` for every FRAMES frames, because none lasts much longer than that.
+        """
+        count = min(len(cloud.means), round(count * max(1.0, len(times) / FRAMES)))
         cloud = cloud[torch.randperm(len(cloud.means), generator=generator)[:count].sort().values]
         start, end = float(times[0]), float(times[-1])
         unit = (end - start or 1.0) / max(len(times) - 1, 1)  # so that velocities are small numbers
