@@ -279,7 +279,8 @@ class Weaver:
     ) -> Denoiser:
         """The prior of the asked cells, told what both their row and their column know and nothing more: the reference
         picture, or with crossings the cell's own pictures in the condition column and row."""
-        if self.family.image is None:
+        image = self.outer.image
+        if image is None:
             raise InputError(
                 f"the {self.family.name} priors have no prior of single pictures; use --imagining.correction 0"
             )
@@ -287,10 +288,10 @@ class Weaver:
         azimuths, elevations, since = self.azimuths[view], self.elevations[view], self._since[frame]
         if not self._crossing:
             pictures = repeat(row[self.reference], "c h w -> cell c h w", cell=len(view))
-            return self.outer.image(pictures, azimuths, elevations, since, Guidance())
+            return image(pictures, azimuths, elevations, since, Guidance())
         still = torch.zeros_like(azimuths)
         crossing = CrossingClip(row[frame][:, None], self.azimuths[0] - azimuths, still)
-        return self.outer.image(column[view], still, elevations, since, Guidance(), crossing)
+        return image(column[view], still, elevations, since, Guidance(), crossing)
 
     def _at_first(
         self, picture: Float[Tensor, "1 4 height width"], size: tuple[int, int]
