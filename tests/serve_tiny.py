@@ -18,7 +18,7 @@ METHODS["tiny"] = Method(
     METHODS["diffusion-squared"].imagine,
     {
         "quick": lambda seed: replace(default(), steps=2, views=2, frames=2, correction=0.0, seed=seed),
-        "slow": lambda seed: replace(default(), steps=24, views=3, frames=3, correction=0.0, seed=seed),
+        "slow": lambda seed: replace(default(), steps=48, views=3, frames=3, correction=0.0, seed=seed),
     },
 )
 PRESETS["tiny"] = lambda: FitConfig(iterations=10, count=60, hull_resolution=12)

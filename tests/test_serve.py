@@ -268,6 +268,12 @@ def test_a_shown_name_is_one_line_without_folders_and_marks(name):
     assert shown(line) == line
 
 
+def test_a_shown_name_hides_nothing():
+    """Marks that turn the direction of writing make "exe.png" out of "gnp.exe"."""
+    names = {"a\0b\u202egnp.exe": "abgnp.exe", "../../x.png": "x.png", "C:\\y\u200f.png": "y.png", "\u2066": "untitled"}
+    assert {name: shown(name) for name in names} == names
+
+
 @settings(max_examples=40)
 @given(st.binary(min_size=0, max_size=32))
 def test_what_begins_like_nothing_known_is_nothing_known(head):
