@@ -199,8 +199,15 @@ def test_an_unknown_format_names_the_known_ones(tmp_path):
 
 def test_the_command_takes_each_formats_options_and_says_what_it_wrote(tmp_path, capsys):
     save_asset(bending(200), tmp_path / "asset.safetensors")
-    small = ["--mesh.frames", "2", "--mesh.most-faces", "200", "--mesh.surface.resolution", "20"]
-    main(["export", str(tmp_path), "--to", "glb", "--texture", "0", *small])
+    small = [
+        "--options.mesh.frames",
+        "2",
+        "--options.mesh.most-faces",
+        "200",
+        "--options.mesh.surface.resolution",
+        "20",
+    ]
+    main(["export", str(tmp_path), "--to", "glb", "--options.texture", "0", *small])
     assert "200 triangles on 7 joints, 4 a vertex" in capsys.readouterr().out
     assert (tmp_path / "export" / "asset.glb").exists()
     for arguments, says in (
@@ -214,4 +221,4 @@ def test_the_command_takes_each_formats_options_and_says_what_it_wrote(tmp_path,
     with pytest.raises(SystemExit):
         main(["export", "--to", "usd", "--help"])
     listed = capsys.readouterr().out
-    assert "--content" in listed and "--texture" not in listed
+    assert "--options.content" in listed and "--options.texture" not in listed
