@@ -18,8 +18,9 @@ METHODS["tiny"] = Method(
     METHODS["diffusion-squared"].imagine,
     {
         "quick": lambda seed: replace(default(), steps=2, views=2, frames=2, correction=0.0, seed=seed),
-        "slow": lambda seed: replace(default(), steps=48, views=3, frames=3, correction=0.0, seed=seed),
+        "slow": lambda seed: replace(default(), steps=16, views=2, frames=2, correction=0.0, seed=seed),
+        "slower": lambda seed: replace(default(), steps=48, views=3, frames=3, correction=0.0, seed=seed),
     },
 )
-PRESETS["tiny"] = lambda: FitConfig(iterations=10, count=60, hull_resolution=12)
+PRESETS["tiny"] = lambda: FitConfig(iterations=4, count=60, hull_resolution=12)
 PRESETS["long"] = lambda: FitConfig(iterations=20_000, count=60, hull_resolution=12, state_every=50)

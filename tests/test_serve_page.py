@@ -133,7 +133,7 @@ def test_a_page_outlives_its_server(served, browser, tmp_path):
     (tmp_path / "thing.png").write_bytes(picture())
     give(browser, served, tmp_path / "thing.png")
     browser.wait("document.querySelector('.seen .film')")
-    choose(browser, preset="slow")
+    choose(browser, preset="slower")
     weave(browser)
     browser.wait("document.querySelector('.rail .now')", 120)
     children = served.children()
