@@ -231,7 +231,7 @@ def export_to(name: str) -> Callable[..., None]:
 
     command.__annotations__ = get_type_hints(export_command, include_extras=True)
     chosen = FORMATS[name].options if name in FORMATS else None
-    command.__annotations__["options"] = chosen or tyro.conf.Suppress[None]
+    command.__annotations__["options"] = chosen or tyro.conf.Suppress[None]  # type: ignore[misc]
     signature = inspect.signature(export_command)
     parameters = [
         one.replace(annotation=command.__annotations__[one.name], default=chosen() if chosen else None)
