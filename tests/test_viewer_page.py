@@ -123,11 +123,10 @@ def test_hands_keys_and_buttons_move_the_view(tmp_path):
         browser.press("p")
         assert browser.run("[loom4d.viewer.speed, loom4d.viewer.pingpong]") == [2, False]
         browser.press("s")
-        browser.run("new Promise((done) => setTimeout(done, 100))")
-        assert browser.run("spoken.textContent") == "Picture saved"
+        browser.wait("spoken.textContent == 'Picture saved'", seconds=20)
         first = state()
         touch = lambda kind, *at: browser.call(  # noqa: E731
-            "Input.dispatchTouchEvent", type=kind, touchPoints=[{"x": x, "y": y, "id": x > 250} for x, y in at]
+            "Input.dispatchTouchEvent", type=kind, touchPoints=[{"x": x, "y": y, "id": int(x > 250)} for x, y in at]
         )
         touch("touchStart", (200, 200), (300, 200))
         touch("touchMove", (180, 260), (340, 260))

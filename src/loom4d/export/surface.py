@@ -25,7 +25,7 @@ class SurfaceOptions:
     resolution: int = 88  # cells along the longest side of the object
     views: int = 40
     picture: int = 224  # pixels, of each view
-    truncation: float = 3.0  # cells: how far from the surface distances are kept
+    truncation: float = 5.0  # cells: how far from the surface distances are kept
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ def render(
     """The asset as an image grid: `cameras` per (view, frame), `times` in seconds. It is drawn on the asset's device;
     the pictures are left where the cameras are."""
     views, frames = cameras.batch_shape
-    device = asset.tensors()["means"].device
+    device = asset.at(float(times[0])).means.device
     flat, seconds = cells(cameras).to(device), times.repeat(views).to(device)
     options = RasterOptions(height, width)
     chunk = max(1, 2**22 // (height * width))  # cells at a time, so that memory does not grow with the grid
