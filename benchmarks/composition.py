@@ -279,7 +279,8 @@ def report(bench: Bench) -> str:
         lines = list(table(bench, split, rules, baseline))
         if len(lines) > 2:
             parts += [f"## {name}", "\n".join(lines)]
-    return "\n\n".join([*parts, "## Bars", "\n".join(verdicts(bench))]) + "\n"
+    bars = "\n".join(verdicts(bench)).replace("nan", "–")
+    return "\n\n".join([*parts, "## Bars", bars]) + "\n"
 
 
 def pictures(bench: Bench, split: str, rules: dict[str, Any], number: int, path: Path) -> None:
