@@ -116,6 +116,13 @@ def halves(
     return (means[:, None] + offset).flatten(0, 1), smaller
 
 
+def split_rows(rows: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    """Two smaller Gaussians in the place of each row; what is no place or size of theirs is handed on as it is."""
+    means, scales = halves(rows["means"], rows["quaternions"], rows["log_scales"], generator)
+    twice = {name: row.repeat_interleave(2, 0) for name, row in rows.items()}
+    return {**twice, "means": means, "log_scales": scales}
+
+
 def turned_by(
     before: Float[Tensor, "*#batch edge 3"], after: Float[Tensor, "*#batch edge 3"]
 ) -> Float[Tensor, "*batch 3 3"]:

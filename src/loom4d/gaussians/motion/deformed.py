@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from loom4d.gaussians.flow import carried
-from loom4d.gaussians.gaussians import Gaussians, halves, quaternions_of, sh_of
+from loom4d.gaussians.gaussians import Gaussians, quaternions_of, sh_of, split_rows
 from loom4d.gaussians.initial import Cloud
 from loom4d.gaussians.losses import plane_smoothness
 from loom4d.gaussians.motion.rigid import continued, neighbours, procrustes
@@ -116,10 +116,7 @@ class Deformed:
 
     def split(self, chosen: Int[Tensor, " point"], generator: torch.Generator) -> dict[str, Tensor]:
         """Rows of two smaller Gaussians in the place of each chosen one."""
-        rows = {name: getattr(self, name)[chosen] for name in self.point_fields()}
-        means, scales = halves(rows["means"], rows["quaternions"], rows["log_scales"], generator)
-        twice = {name: row.repeat_interleave(2, 0) for name, row in rows.items()}
-        return {**twice, "means": means, "log_scales": scales}
+        return split_rows({name: getattr(self, name)[chosen] for name in self.point_fields()}, generator)
 
     def penalty(self) -> Float[Tensor, ""]:
         """Smooth over space and over time, and no change over time where none is needed (hustvl's regularisers)."""
