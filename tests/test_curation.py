@@ -7,6 +7,7 @@ import pickle
 import tarfile
 import zipfile
 from dataclasses import dataclass, replace
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from loom4d.sources.zeroad import read_animal
 from loom4d.training import curation, packages
 from loom4d.training.candidates import HELD_OUT_SHARE, Model, Seed, candidates, held_out
 from loom4d.training.curation import CurationConfig, curate, judged
-from loom4d.training.shards import GRIDS_PER_SHARD, open_shards, shard_grid
+from loom4d.training.shards import GRIDS_PER_SHARD, Shards, open_shards, shard_grid
 
 SMALL = CurationConfig(views=2, frames=2, resolution=8, inspected=24)
 
@@ -114,6 +115,17 @@ def test_shards_hold_the_kept_ones_in_order_with_their_credits(tmp_path):
     assert torch.equal(again.premultiplied(42, 0, 0), shards.premultiplied(0, 0, 0)) and len(again.objects) == 84
     with pytest.raises(InputError, match="together"):
         shards.and_also(replace(shards, pictures=(np.zeros((1, 2, 2, 4, 16, 16), np.uint8),)))
+
+
+def test_every_order_of_red_green_and_blue_is_there_once():
+    pictures = np.random.default_rng(0).integers(0, 255, (2, 3, 3, 4, 5, 5), np.uint8)
+    coats = Shards((pictures,), torch.tensor([1.0, 2.0]), ({"object": "a"}, {"object": "b"})).recoloured()
+    red, green, blue, alpha = torch.from_numpy(pictures[1, 2, 0]).float() / 255
+    for index, order in enumerate(list(permutations((red, green, blue)))[1:]):
+        assert torch.equal(coats.premultiplied(1 + 2 * index, 2, 0), torch.stack([*order, alpha]))
+    assert (
+        coats.elevations_deg.tolist() == [1.0, 2.0] * 5 and [one["object"] for one in coats.objects] == ["a", "b"] * 5
+    )
 
 
 def test_a_killed_curation_goes_on_to_the_same_bytes(tmp_path):

@@ -224,8 +224,8 @@ def test_assets_are_trained_on_beside_procedural_objects_and_change_the_licence(
     work = run_recipe(tiny(RECIPES["prior"]), tmp_path / "out", data, weights=family, assets=tmp_path / "assets")
     events = []
     _, facts = load_tensors(result_of(work, events.append))
-    assert "5 grids of real assets beside 4" in [event.message for event in events]
-    assert facts["licence"] == "CC-BY-SA-3.0" and facts["assets"]["grids"] == 5
+    assert "30 grids of real assets in every order of colours beside 4" in [event.message for event in events]
+    assert facts["licence"] == "CC-BY-SA-3.0" and facts["assets"]["grids"] == 30
     assert facts["assets"]["attribution"] == ["the makers of beasts", "the makers of toys"]
     alone = run_recipe(tiny(RECIPES["prior"]), tmp_path / "cc0", data, weights=family, assets=tmp_path / "assets/toys")
     assert load_tensors(result_of(alone))[1]["licence"] == "Apache-2.0"

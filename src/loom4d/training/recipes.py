@@ -111,14 +111,17 @@ def shards_of(data: DataConfig, folder: Path) -> Work[tuple[Shards, Shards]]:
 
 
 def with_assets(shards: tuple[Shards, Shards], assets: Path) -> Work[tuple[Shards, Shards]]:
-    """Curated grids (a folder that `loom4d curate` wrote, or one with several such) beside the procedural ones."""
+    """Curated grids (a folder that `loom4d curate` wrote, or one with several such) beside the procedural ones, each in
+    every order of its colours."""
     folders = [assets] if (assets / "train").is_dir() else sorted(f for f in assets.glob("*") if (f / "train").is_dir())
     if not folders:
         raise InputError(f"{assets} holds no curated grids; make them with `loom4d curate`")
     train = shards[0]
     for folder in folders:
-        train = train.and_also(open_shards(folder / "train"))
-    yield Event("assets", "note", f"{train.grids - shards[0].grids} grids of real assets beside {shards[0].grids}")
+        curated = open_shards(folder / "train")
+        train = train.and_also(curated).and_also(curated.recoloured())
+    told = f"{train.grids - shards[0].grids} grids of real assets in every order of colours beside {shards[0].grids}"
+    yield Event("assets", "note", told)
     return train, shards[1]
 
 

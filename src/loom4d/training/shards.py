@@ -11,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, permutations
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +116,12 @@ class Shards:
             raise InputError(f"grids of {shapes} (views, frames, 4, height, width) cannot be trained on together")
         elevations = torch.cat([self.elevations_deg, others.elevations_deg])
         return Shards(self.pictures + others.pictures, elevations, self.objects + others.objects)
+
+    def recoloured(self) -> Shards:
+        """The same grids in the five other orders of red, green and blue: few objects in many coats."""
+        orders = [(*order, 3) for order in permutations(range(3))][1:]
+        pictures = tuple(shard[:, :, :, list(order)] for order in orders for shard in self.pictures)
+        return Shards(pictures, self.elevations_deg.repeat(len(orders)), self.objects * len(orders))
 
 
 def open_shards(folder: Path, grids: int | None = None) -> Shards:
