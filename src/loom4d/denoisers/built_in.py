@@ -51,12 +51,7 @@ class SmallPriors:
 
     def guided(
         self,
-        given: Float[
-            Tensor,
-            (
-                clip  # picture c h w
-            ),
-        ],
+        given: Float[Tensor, "clip given c h w"],
         azimuths_deg: Float[Tensor, "clip picture"],
         elevations_deg: Float[Tensor, "clip picture"],
         times: Float[Tensor, "clip picture"],
@@ -71,12 +66,7 @@ class SmallPriors:
 
     def crossing(
         self,
-        pictures: Float[
-            Tensor,
-            (
-                clip  # picture 4 height width
-            ),
-        ],
+        pictures: Float[Tensor, "clip given 4 height width"],
         azimuths_deg: Float[Tensor, "clip picture"],
     ) -> Crossing:
         """What another camera, so far around from each picture's own, saw at each picture's instant."""

@@ -53,12 +53,7 @@ class ClipCondition:
     `azimuths_deg` and `times` of each picture are relative to its given one.
     """
 
-    picture: Float[
-        Tensor,
-        (
-            b  # p c h w
-        ),
-    ]  # clean latent
+    picture: Float[Tensor, "b given c h w"]  # clean latent
     azimuths_deg: Float[Tensor, "b p"]
     elevations_deg: Float[Tensor, "b p"]  # absolute
     times: Float[Tensor, "b p"]  # seconds
