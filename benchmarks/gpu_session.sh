@@ -29,7 +29,8 @@ train() { # recipe, minutes
 speed() { # name, options of benchmarks/full_size.py
   local name="$1"; shift
   if [ "$SIZE" = tiny ]; then set -- "$@" --tiny; fi
-  "$PYTHON" benchmarks/full_size.py --device "$DEVICE" --repeats 3 --budget 90 --out "$OUT/full_size_$name.json" "$@" \
+  # Compiling may take minutes: no single measurement may take the others' time.
+  timeout "${LIMIT:-150}" "$PYTHON" benchmarks/full_size.py --device "$DEVICE" --repeats 3 --budget 90 --out "$OUT/full_size_$name.json" "$@" \
     > "$OUT/full_size_$name.log" 2>&1 || { echo "full_size $name failed: $?"; tail -n 5 "$OUT/full_size_$name.log"; }
 }
 
