@@ -1,7 +1,7 @@
 // Differentiable rasterisation of anisotropic Gaussians on CPU: the fast twin of rasterize/reference.py.
 //
-// Images are independent. For each: project, sort by depth, list the Gaussians of every 16-pixel tile (one row of a tile
-// is one 512-bit register), blend front to back. The backward pass also runs front to back: with the prefix sum
+// Images are independent. For each: project, sort by depth, list the Gaussians that reach each tile of 8 x 8 pixels (two
+// rows of a tile are one 512-bit register), blend front to back. The backward pass also runs front to back: with the prefix sum
 // S_i = sum_{j<=i} w_j (c_j . g) of the blended sum, dL/dalpha_i = T_i (c_i . g) - (S_total - S_i) / (1 - alpha_i), so
 // nothing is stored per pixel but the picture. Each (Gaussian, tile) pair owns a slot for its gradients; slots are
 // summed in a fixed order, so the result does not depend on the number of threads.
@@ -20,6 +20,7 @@
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define LOOM4D_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#pragma GCC diagnostic ignored "-Wpsabi"  // vectors are passed between inlined functions only
 #else
 #define LOOM4D_CLONES
 #endif
@@ -45,7 +46,10 @@ struct Loom4dGradients {  // shaped as the fields of the scene they belong to
 
 namespace {
 
-constexpr int kTile = 16, kPixels = kTile * kTile, kSlot = 10;
+constexpr int kTile = 8, kLanes = 16, kVectors = kTile * kTile / kLanes, kSlot = 10;
+using Lanes = float __attribute__((vector_size(kLanes * sizeof(float))));  // two rows of a tile
+using Bits = int32_t __attribute__((vector_size(kLanes * sizeof(int32_t))));
+constexpr Lanes kColumn = {0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7}, kRow = {0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1};
 constexpr float kOpaque = 1e-6f;  // a tile ends when no pixel lets more light through than this
 constexpr float kLog2E = 1.44269504088896340736f;
 
@@ -61,8 +65,7 @@ struct Entry {
 
 struct Image {
     std::vector<Splat> splats;           // visible ones, nearest first
-    std::vector<int32_t> splat_of;       // point -> splat, or -1
-    std::vector<uint32_t> first_slot;    // splat -> its first slot; one more at the end
+    std::vector<uint32_t> first_slot;    // point -> its first slot; one more at the end
     std::vector<uint32_t> tile_start;    // tile -> first entry; one more at the end
     std::vector<uint32_t> tile_end;      // tile -> end of the entries that were blended
     std::vector<Entry> entries;
@@ -118,7 +121,7 @@ struct Projection {
     float xx, xy, yy;        // covariance in pixels, blurred
 };
 
-Projection project(const Camera &camera, const float *mean, const float *cov, const Loom4dScene &scene) {
+inline __attribute__((always_inline)) Projection project(const Camera &camera, const float *mean, const float *cov, const Loom4dScene &scene) {
     Projection p;
     const float *r = camera.r;
     p.x = r[0] * mean[0] + r[1] * mean[1] + r[2] * mean[2] + camera.t[0];
@@ -153,7 +156,7 @@ struct Box {
 };
 
 // Fills `splat` and the pixels it may reach; false when it cannot be seen.
-bool make_splat(const Loom4dScene &scene, int64_t image, int64_t point, Splat &splat, Box &box) {
+inline __attribute__((always_inline)) bool make_splat(const Loom4dScene &scene, int64_t image, int64_t point, Splat &splat, Box &box) {
     const float opacity = scene.opacities[image * scene.opacities_stride + point];
     if (!finite(opacity) || opacity < scene.cut) return false;
     const Camera &camera = reinterpret_cast<const Camera *>(scene.cameras)[image];
@@ -190,6 +193,29 @@ bool make_splat(const Loom4dScene &scene, int64_t image, int64_t point, Splat &s
     return true;
 }
 
+struct Span {
+    int first, end;  // tiles
+};
+
+// The tiles of a row of tiles that an ellipse xx dx^2 + xy dx dy + yy dy^2 <= reach touches with a pixel's centre, or a few
+// more. Its rightmost point lies at dy = -xy t, its leftmost at xy t; between two rows it is widest as near to these as may be.
+inline __attribute__((always_inline)) Span span_of(const Splat &s, const Box &box, int row, float reach) {
+    const float above = std::max(row * kTile, box.top) + 0.5f - s.y - 1e-2f;
+    const float below = std::min((row + 1) * kTile, box.bottom) - 0.5f - s.y + 1e-2f;
+    const float determinant = 4 * s.xx * s.yy - s.xy * s.xy;
+    const float widest = s.xy * std::sqrt(std::max(reach, 0.0f) / (s.yy * std::max(determinant, 1e-30f)));
+    auto half_width = [&](float dy) {
+        return std::sqrt(std::max(s.xy * s.xy * dy * dy - 4 * s.xx * (s.yy * dy * dy - reach), 0.0f));
+    };
+    const float dy_left = std::min(std::max(widest, above), below), dy_right = std::min(std::max(-widest, above), below);
+    const float left = s.x - (s.xy * dy_left + half_width(dy_left)) / (2 * s.xx) - 1e-2f;
+    const float right = s.x - (s.xy * dy_right - half_width(dy_right)) / (2 * s.xx) + 1e-2f;
+    const float low = static_cast<float>(box.left), high = static_cast<float>(box.right);  // end exclusive
+    const int first = static_cast<int>(std::min(std::max(left + 0.5f, low), high)) / kTile;
+    const int last = static_cast<int>(std::min(std::max(right - 0.5f, low), high - 0.5f)) / kTile;
+    return {first, last + 1};
+}
+
 // Stable order of positive floats, by three radix passes over their bits.
 std::vector<uint32_t> nearest_first(const std::vector<Splat> &splats) {
     const size_t count = splats.size();
@@ -211,7 +237,7 @@ std::vector<uint32_t> nearest_first(const std::vector<Splat> &splats) {
     return order;
 }
 
-void prepare(const Loom4dScene &scene, int64_t index, Image &image) {
+LOOM4D_CLONES void prepare(const Loom4dScene &scene, int64_t index, Image &image) {
     std::vector<Splat> found;
     std::vector<Box> boxes;
     found.reserve(scene.points);
@@ -223,47 +249,54 @@ void prepare(const Loom4dScene &scene, int64_t index, Image &image) {
     }
     const auto order = nearest_first(found);
     const int columns = tiles_along(scene.width), rows = tiles_along(scene.height);
+    std::vector<uint32_t> reached;  // tiles of the nearest splat, of the next ...
+    reached.reserve(4 * found.size());
     image.splats.resize(found.size());
-    image.splat_of.assign(scene.points, -1);
-    image.first_slot.assign(found.size() + 1, 0);
+    image.first_slot.assign(scene.points + 1, 0);
     image.tile_start.assign(static_cast<size_t>(columns) * rows + 1, 0);
+    const float log2_cut = std::log2(scene.cut);
     for (size_t i = 0; i < order.size(); ++i) {
-        image.splats[i] = found[order[i]];
-        image.splat_of[image.splats[i].point] = static_cast<int32_t>(i);
+        const Splat &splat = image.splats[i] = found[order[i]];
         const Box &box = boxes[order[i]];
-        uint32_t count = 0;
-        for (int row = box.top / kTile; row <= (box.bottom - 1) / kTile; ++row)
-            for (int column = box.left / kTile; column <= (box.right - 1) / kTile; ++column, ++count)
+        const size_t before = reached.size();
+        for (int row = box.top / kTile; row <= (box.bottom - 1) / kTile; ++row) {
+            const Span span = span_of(splat, box, row, splat.log2_opacity - log2_cut);
+            for (int column = span.first; column < span.end; ++column) {
+                reached.push_back(row * columns + column);
                 ++image.tile_start[row * columns + column + 1];
-        image.first_slot[i + 1] = image.first_slot[i] + count;
+            }
+        }
+        image.first_slot[splat.point + 1] = static_cast<uint32_t>(reached.size() - before);
     }
+    for (int64_t point = 0; point < scene.points; ++point) image.first_slot[point + 1] += image.first_slot[point];
     for (size_t tile = 0; tile + 1 < image.tile_start.size(); ++tile) image.tile_start[tile + 1] += image.tile_start[tile];
     image.tile_end.assign(image.tile_start.begin(), image.tile_start.end() - 1);
-    image.entries.resize(image.first_slot.back());
+    image.entries.resize(reached.size());
+    const uint32_t *tile = reached.data();
     for (size_t i = 0; i < order.size(); ++i) {
-        const Box &box = boxes[order[i]];
-        uint32_t slot = image.first_slot[i];
-        for (int row = box.top / kTile; row <= (box.bottom - 1) / kTile; ++row)
-            for (int column = box.left / kTile; column <= (box.right - 1) / kTile; ++column, ++slot)
-                image.entries[image.tile_end[row * columns + column]++] = {static_cast<uint32_t>(i), slot};
+        const int32_t point = image.splats[i].point;
+        for (uint32_t slot = image.first_slot[point]; slot < image.first_slot[point + 1]; ++slot)
+            image.entries[image.tile_end[*tile++]++] = {static_cast<uint32_t>(i), slot};
     }
 }
 
 // 2^t for t in about [-100, 1]: rounding by a truncating conversion, which every vector unit has.
-inline __attribute__((always_inline)) float exp2_of(float t) {
-    const int whole = static_cast<int>(t - 0.5f);
-    const float f = t - static_cast<float>(whole);
-    float p = 1.5403530e-4f;
-    p = p * f + 1.3333558e-3f;
+inline __attribute__((always_inline)) Lanes exp2_of(Lanes t) {
+    const Bits whole = __builtin_convertvector(t - 0.5f, Bits);
+    const Lanes f = t - __builtin_convertvector(whole, Lanes);
+    Lanes p = f * 1.5403530e-4f + 1.3333558e-3f;
     p = p * f + 9.6181291e-3f;
     p = p * f + 5.5504109e-2f;
     p = p * f + 2.4022651e-1f;
     p = p * f + 6.9314718e-1f;
     p = p * f + 1.0f;
-    const int bits = (whole + 127) << 23;
-    float power;
-    std::memcpy(&power, &bits, sizeof power);
-    return power * p;
+    return reinterpret_cast<Lanes>((whole + 127) << 23) * p;
+}
+
+inline __attribute__((always_inline)) float sum_of(Lanes values) {
+    float total = 0.0f;
+    for (int lane = 0; lane < kLanes; ++lane) total += values[lane];
+    return total;
 }
 
 struct Area {
@@ -276,42 +309,61 @@ Area area_of(const Loom4dScene &scene, int tile) {
     return {left, top, std::min<int64_t>(kTile, scene.width - left), std::min<int64_t>(kTile, scene.height - top)};
 }
 
+// Where a splat lies in a tile: offsets of its first two rows' pixels, and the vectors that it may touch.
+struct Place {
+    Lanes dx, dy;
+    int first, end;
+};
+
+inline __attribute__((always_inline)) Place place_of(const Splat &s, const Area &area) {
+    Place place;
+    place.first = std::max<int>(s.top - static_cast<int>(area.top), 0) / 2;
+    place.end = (std::min<int>(s.bottom - static_cast<int>(area.top), kTile) + 1) / 2;
+    place.dx = kColumn + (static_cast<float>(area.left) + 0.5f - s.x);
+    place.dy = kRow + (static_cast<float>(area.top + 2 * place.first) + 0.5f - s.y);
+    return place;
+}
+
+// Opacity times the Gaussian at some pixels, not yet cut.
+inline __attribute__((always_inline)) Lanes raw_alpha(const Splat &s, Lanes dx, Lanes dy) {
+    const Lanes power = s.log2_opacity - s.yy * dy * dy - dx * (s.xy * dy + s.xx * dx);
+    return exp2_of(power > -30.0f ? power : Lanes{} - 30.0f);
+}
+
+inline __attribute__((always_inline)) Lanes bounded(Lanes raw, float cut, float cap) {
+    const Lanes alpha = raw < cut ? Lanes{} : raw;
+    return alpha > cap ? Lanes{} + cap : alpha;
+}
+
 LOOM4D_CLONES void blend(const Loom4dScene &scene, const Loom4dPictures &out, Image &image, int64_t index, int tile) {
-    alignas(64) float through[kPixels], red[kPixels] = {}, green[kPixels] = {}, blue[kPixels] = {};
-    alignas(64) float depth[kPixels] = {}, median[kPixels] = {}, dx[kTile];
-    for (float &value : through) value = 1.0f;
+    Lanes through[kVectors], red[kVectors] = {}, green[kVectors] = {}, blue[kVectors] = {};
+    Lanes depth[kVectors] = {}, median[kVectors] = {};
+    for (Lanes &values : through) values = Lanes{} + 1.0f;
     const Area area = area_of(scene, tile);
     const float cut = scene.cut, cap = scene.cap;
-    const uint32_t end = image.tile_start[tile + 1];
+    const uint32_t end = image.tile_start[tile + 1], last = end - 1;
     uint32_t entry = image.tile_start[tile];
     for (; entry < end; ++entry) {
-        const Splat s = image.splats[image.entries[entry].splat];
-        const int first = std::max<int>(s.top - static_cast<int>(area.top), 0);
-        const int last = std::min<int>(s.bottom - static_cast<int>(area.top), kTile);
-        for (int x = 0; x < kTile; ++x) dx[x] = static_cast<float>(area.left + x) + 0.5f - s.x;
-        for (int y = first; y < last; ++y) {
-            const float dy = static_cast<float>(area.top + y) + 0.5f - s.y;
-            const float constant = s.log2_opacity - s.yy * dy * dy, slope = s.xy * dy;
-            float *t = through + y * kTile, *r = red + y * kTile, *g = green + y * kTile, *b = blue + y * kTile;
-            float *d = depth + y * kTile, *m = median + y * kTile;
-            for (int x = 0; x < kTile; ++x) {
-                const float power = constant - dx[x] * (slope + s.xx * dx[x]);
-                float alpha = exp2_of(power > -30.0f ? power : -30.0f);
-                alpha = alpha < cut ? 0.0f : alpha;
-                alpha = alpha > cap ? cap : alpha;
-                const float weight = t[x] * alpha, left = t[x] - weight;
-                r[x] += weight * s.red;
-                g[x] += weight * s.green;
-                b[x] += weight * s.blue;
-                d[x] += weight * s.depth;
-                m[x] = t[x] >= 0.5f && left < 0.5f ? s.depth : m[x];
-                t[x] = left;
-            }
+        __builtin_prefetch(&image.splats[image.entries[std::min(entry + 3, last)].splat]);
+        const Splat &s = image.splats[image.entries[entry].splat];
+        const Place place = place_of(s, area);
+        Lanes dy = place.dy;
+        for (int v = place.first; v < place.end; ++v, dy += 2.0f) {
+            const Lanes alpha = bounded(raw_alpha(s, place.dx, dy), cut, cap), before = through[v];
+            const Lanes weight = before * alpha, left = before - weight;
+            red[v] += weight * s.red;
+            green[v] += weight * s.green;
+            blue[v] += weight * s.blue;
+            depth[v] += weight * s.depth;
+            median[v] = before >= 0.5f ? Lanes{} + s.depth : median[v];
+            through[v] = left;
         }
         if ((entry & 7) == 7) {
-            float most = 0.0f;
-            for (float value : through) most = value > most ? value : most;
-            if (most < kOpaque) {
+            Lanes most = through[0];
+            for (int v = 1; v < kVectors; ++v) most = through[v] > most ? through[v] : most;
+            float highest = 0.0f;
+            for (int lane = 0; lane < kLanes; ++lane) highest = std::max(highest, most[lane]);
+            if (highest < kOpaque) {
                 ++entry;
                 break;
             }
@@ -322,14 +374,14 @@ LOOM4D_CLONES void blend(const Loom4dScene &scene, const Loom4dPictures &out, Im
     for (int64_t y = 0; y < area.rows; ++y) {
         const int64_t pixel = (area.top + y) * scene.width + area.left;
         for (int64_t x = 0; x < area.columns; ++x) {
-            const int64_t from = y * kTile + x;
+            const int64_t v = y / 2, lane = y % 2 * kTile + x;
             float *blended = out.blended + index * 4 * plane + pixel + x;
-            blended[0] = red[from];
-            blended[plane] = green[from];
-            blended[2 * plane] = blue[from];
-            blended[3 * plane] = depth[from];
-            out.alpha[index * plane + pixel + x] = 1.0f - through[from];
-            out.median[index * plane + pixel + x] = median[from];
+            blended[0] = red[v][lane];
+            blended[plane] = green[v][lane];
+            blended[2 * plane] = blue[v][lane];
+            blended[3 * plane] = depth[v][lane];
+            out.alpha[index * plane + pixel + x] = 1.0f - through[v][lane];
+            out.median[index * plane + pixel + x] = through[v][lane] < 0.5f ? median[v][lane] : 0.0f;
         }
     }
 }
@@ -338,71 +390,55 @@ LOOM4D_CLONES void blend(const Loom4dScene &scene, const Loom4dPictures &out, Im
 // q = dL/d ln alpha over the pixels: q, q dx, q dy, q dx^2, q dx dy, q dy^2.
 LOOM4D_CLONES void blend_backward(const Loom4dScene &scene, const Loom4dPictures &out, const Loom4dPictures &grad,
                                   const Image &image, int64_t index, int tile, float *slots) {
-    alignas(64) float through[kPixels], rest[kPixels] = {}, red[kPixels] = {}, green[kPixels] = {}, blue[kPixels] = {};
-    alignas(64) float depth[kPixels] = {}, dx[kTile];
-    for (float &value : through) value = 1.0f;
+    Lanes through[kVectors], rest[kVectors] = {}, red[kVectors] = {}, green[kVectors] = {}, blue[kVectors] = {};
+    Lanes depth[kVectors] = {};
+    for (Lanes &values : through) values = Lanes{} + 1.0f;
     const Area area = area_of(scene, tile);
     const int64_t plane = scene.height * scene.width;
     for (int64_t y = 0; y < area.rows; ++y) {
         const int64_t pixel = (area.top + y) * scene.width + area.left;
         for (int64_t x = 0; x < area.columns; ++x) {
-            const int64_t to = y * kTile + x, single = index * plane + pixel + x, first = single + 3 * index * plane;
-            red[to] = grad.blended[first];
-            green[to] = grad.blended[first + plane];
-            blue[to] = grad.blended[first + 2 * plane];
-            depth[to] = grad.blended[first + 3 * plane];
-            rest[to] = red[to] * out.blended[first] + green[to] * out.blended[first + plane] +
-                       blue[to] * out.blended[first + 2 * plane] + depth[to] * out.blended[first + 3 * plane] -
-                       grad.alpha[single] * (1.0f - out.alpha[single]);
+            const int64_t v = y / 2, lane = y % 2 * kTile + x, single = index * plane + pixel + x;
+            const int64_t first = single + 3 * index * plane;
+            red[v][lane] = grad.blended[first];
+            green[v][lane] = grad.blended[first + plane];
+            blue[v][lane] = grad.blended[first + 2 * plane];
+            depth[v][lane] = grad.blended[first + 3 * plane];
+            rest[v][lane] = grad.blended[first] * out.blended[first] + grad.blended[first + plane] * out.blended[first + plane] +
+                            grad.blended[first + 2 * plane] * out.blended[first + 2 * plane] +
+                            grad.blended[first + 3 * plane] * out.blended[first + 3 * plane] -
+                            grad.alpha[single] * (1.0f - out.alpha[single]);
         }
     }
     const float cut = scene.cut, cap = scene.cap;
+    const uint32_t last = image.tile_end[tile] - 1;
     for (uint32_t entry = image.tile_start[tile]; entry < image.tile_end[tile]; ++entry) {
-        const Splat s = image.splats[image.entries[entry].splat];
-        const int first = std::max<int>(s.top - static_cast<int>(area.top), 0);
-        const int last = std::min<int>(s.bottom - static_cast<int>(area.top), kTile);
-        alignas(64) float sums[7][kTile] = {};  // per column: colour, depth, q, q dy, q dy^2
-        for (int x = 0; x < kTile; ++x) dx[x] = static_cast<float>(area.left + x) + 0.5f - s.x;
-        for (int y = first; y < last; ++y) {
-            const float dy = static_cast<float>(area.top + y) + 0.5f - s.y;
-            const float constant = s.log2_opacity - s.yy * dy * dy, slope = s.xy * dy;
-            float *t = through + y * kTile, *left = rest + y * kTile;
-            const float *r = red + y * kTile, *g = green + y * kTile, *b = blue + y * kTile, *d = depth + y * kTile;
-            for (int x = 0; x < kTile; ++x) {
-                const float power = constant - dx[x] * (slope + s.xx * dx[x]);
-                const float raw = exp2_of(power > -30.0f ? power : -30.0f);
-                float alpha = raw < cut ? 0.0f : raw;
-                alpha = alpha > cap ? cap : alpha;
-                const float weight = t[x] * alpha;
-                const float dot = s.red * r[x] + s.green * g[x] + s.blue * b[x] + s.depth * d[x];
-                const float after = left[x] - weight * dot;  // S_total - S_i
-                const float slope_of_alpha = t[x] * dot - after / (1.0f - alpha);
-                const float q = raw > cap ? 0.0f : slope_of_alpha * alpha;
-                sums[0][x] += weight * r[x];
-                sums[1][x] += weight * g[x];
-                sums[2][x] += weight * b[x];
-                sums[3][x] += weight * d[x];
-                sums[4][x] += q;
-                sums[5][x] += q * dy;
-                sums[6][x] += q * dy * dy;
-                left[x] = after;
-                t[x] -= weight;
-            }
+        __builtin_prefetch(&image.splats[image.entries[std::min(entry + 3, last)].splat]);
+        const Splat &s = image.splats[image.entries[entry].splat];
+        const Place place = place_of(s, area);
+        Lanes dy = place.dy, of_red = {}, of_green = {}, of_blue = {}, of_depth = {}, of_alpha = {}, of_y = {}, of_yy = {};
+        for (int v = place.first; v < place.end; ++v, dy += 2.0f) {
+            const Lanes raw = raw_alpha(s, place.dx, dy), alpha = bounded(raw, cut, cap);
+            const Lanes weight = through[v] * alpha;
+            const Lanes dot = s.red * red[v] + s.green * green[v] + s.blue * blue[v] + s.depth * depth[v];
+            const Lanes after = rest[v] - weight * dot;  // S_total - S_i
+            const Lanes slope = through[v] * dot - after / (1.0f - alpha);
+            const Lanes q = raw > cap ? Lanes{} : slope * alpha, q_dy = q * dy;
+            of_red += weight * red[v];
+            of_green += weight * green[v];
+            of_blue += weight * blue[v];
+            of_depth += weight * depth[v];
+            of_alpha += q;
+            of_y += q_dy;
+            of_yy += q_dy * dy;
+            rest[v] = after;
+            through[v] -= weight;
         }
-        float total[kSlot] = {};
-        for (int x = 0; x < kTile; ++x) {
-            total[0] += sums[0][x];
-            total[1] += sums[1][x];
-            total[2] += sums[2][x];
-            total[3] += sums[3][x];
-            total[4] += sums[4][x];
-            total[5] += sums[4][x] * dx[x];
-            total[6] += sums[5][x];
-            total[7] += sums[4][x] * dx[x] * dx[x];
-            total[8] += sums[5][x] * dx[x];
-            total[9] += sums[6][x];
-        }
-        std::memcpy(slots + static_cast<size_t>(image.entries[entry].slot) * kSlot, total, sizeof total);
+        const Lanes of_x = of_alpha * place.dx;
+        float *slot = slots + static_cast<size_t>(image.entries[entry].slot) * kSlot;
+        slot[0] = sum_of(of_red), slot[1] = sum_of(of_green), slot[2] = sum_of(of_blue), slot[3] = sum_of(of_depth);
+        slot[4] = sum_of(of_alpha), slot[5] = sum_of(of_x), slot[6] = sum_of(of_y), slot[7] = sum_of(of_x * place.dx);
+        slot[8] = sum_of(of_y * place.dx), slot[9] = sum_of(of_yy);
     }
     for (uint32_t entry = image.tile_end[tile]; entry < image.tile_start[tile + 1]; ++entry)  // hidden by those before
         std::memset(slots + static_cast<size_t>(image.entries[entry].slot) * kSlot, 0, kSlot * sizeof(float));
@@ -413,14 +449,14 @@ struct PointGradient {
 };
 
 // From the summed slots of a splat back through `project`.
-PointGradient unproject(const Loom4dScene &scene, int64_t index, const Splat &splat, const float *sum) {
+inline __attribute__((always_inline)) PointGradient unproject(const Loom4dScene &scene, int64_t index, int64_t point, const float *sum) {
     const Camera &camera = reinterpret_cast<const Camera *>(scene.cameras)[index];
-    const float *mean = scene.means + index * scene.means_stride + 3 * splat.point;
-    const float *cov = scene.covariances + index * scene.covariances_stride + 9 * splat.point;
+    const float *mean = scene.means + index * scene.means_stride + 3 * point;
+    const float *cov = scene.covariances + index * scene.covariances_stride + 9 * point;
     const Projection p = project(camera, mean, cov, scene);
     PointGradient g;
     for (int k = 0; k < 3; ++k) g.colour[k] = sum[k];
-    g.opacity = sum[4] / scene.opacities[index * scene.opacities_stride + splat.point];
+    g.opacity = sum[4] / scene.opacities[index * scene.opacities_stride + point];
     const float determinant = p.xx * p.yy - p.xy * p.xy;
     const float ixx = p.yy / determinant, ixy = -p.xy / determinant, iyy = p.xx / determinant;
     g.screen[0] = ixx * sum[5] + ixy * sum[6];
@@ -460,24 +496,28 @@ PointGradient unproject(const Loom4dScene &scene, int64_t index, const Splat &sp
 
 using Slots = std::vector<std::unique_ptr<float[]>>;  // per image; every tile writes all of its own
 
-void gather(const Loom4dScene &scene, const State &state, const Slots &slots, int64_t point, const Loom4dGradients &out) {
+// Points start..end-1 of every image.
+LOOM4D_CLONES void gather(const Loom4dScene &scene, const State &state, const Slots &slots, int64_t start, int64_t end,
+                          const Loom4dGradients &out) {
     for (int64_t index = 0; index < scene.images; ++index) {
-        const Image &image = state.images[index];
-        const int32_t which = image.splat_of[point];
-        if (which < 0) continue;
-        float sum[kSlot] = {};
-        for (uint32_t slot = image.first_slot[which]; slot < image.first_slot[which + 1]; ++slot)
-            for (int k = 0; k < kSlot; ++k) sum[k] += slots[index][static_cast<size_t>(slot) * kSlot + k];
-        const PointGradient g = unproject(scene, index, image.splats[which], sum);
-        float *mean = out.means + index * scene.means_stride + 3 * point;
-        float *cov = out.covariances + index * scene.covariances_stride + 9 * point;
-        float *colour = out.colours + index * scene.colours_stride + 3 * point;
-        for (int k = 0; k < 3; ++k) mean[k] += g.mean[k], colour[k] += g.colour[k];
-        for (int k = 0; k < 9; ++k) cov[k] += g.covariance[k];
-        out.opacities[index * scene.opacities_stride + point] += g.opacity;
-        if (out.offsets) {
-            out.offsets[(index * scene.points + point) * 2] = g.screen[0];
-            out.offsets[(index * scene.points + point) * 2 + 1] = g.screen[1];
+        const uint32_t *first = state.images[index].first_slot.data();
+        const float *of_image = slots[index].get();
+        for (int64_t point = start; point < end; ++point) {
+            if (first[point] == first[point + 1]) continue;
+            float sum[kSlot] = {};
+            for (size_t slot = first[point]; slot < first[point + 1]; ++slot)
+                for (int k = 0; k < kSlot; ++k) sum[k] += of_image[slot * kSlot + k];
+            const PointGradient g = unproject(scene, index, point, sum);
+            float *mean = out.means + index * scene.means_stride + 3 * point;
+            float *cov = out.covariances + index * scene.covariances_stride + 9 * point;
+            float *colour = out.colours + index * scene.colours_stride + 3 * point;
+            for (int k = 0; k < 3; ++k) mean[k] += g.mean[k], colour[k] += g.colour[k];
+            for (int k = 0; k < 9; ++k) cov[k] += g.covariance[k];
+            out.opacities[index * scene.opacities_stride + point] += g.opacity;
+            if (out.offsets) {
+                out.offsets[(index * scene.points + point) * 2] = g.screen[0];
+                out.offsets[(index * scene.points + point) * 2 + 1] = g.screen[1];
+            }
         }
     }
 }
@@ -486,7 +526,7 @@ struct Rotation {  // of a quaternion w, x, y, z that is normalised here
     float norm, q[4], r[9];
 };
 
-Rotation rotation_of(const float *quaternion) {
+inline __attribute__((always_inline)) Rotation rotation_of(const float *quaternion) {
     Rotation o;
     o.norm = std::sqrt(quaternion[0] * quaternion[0] + quaternion[1] * quaternion[1] + quaternion[2] * quaternion[2] +
                        quaternion[3] * quaternion[3]);
@@ -535,7 +575,7 @@ int loom4d_rasterize_backward(const void *handle, const Loom4dScene *scene, cons
     });
     parallel(scene->threads, chunks(scene->points), [&](int64_t chunk) {
         const int64_t end = std::min(scene->points, (chunk + 1) * kChunk);
-        for (int64_t point = chunk * kChunk; point < end; ++point) gather(*scene, state, slots, point, *gradients);
+        gather(*scene, state, slots, chunk * kChunk, end, *gradients);
     });
     return 0;
 } catch (const std::exception &) {
@@ -547,7 +587,8 @@ void loom4d_rasterize_free(void *handle) { delete static_cast<State *>(handle); 
 // 1 for every (image, point) that was drawn.
 void loom4d_rasterize_visible(const void *handle, uint8_t *visible) {
     for (const Image &image : static_cast<const State *>(handle)->images)
-        for (int32_t splat : image.splat_of) *visible++ = splat >= 0;
+        for (size_t point = 0; point + 1 < image.first_slot.size(); ++point)
+            *visible++ = image.first_slot[point] < image.first_slot[point + 1];
 }
 
 // R S S^T R^T of `count` Gaussians from quaternions (w x y z, any length) and log scales, and its gradient.
