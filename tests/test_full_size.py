@@ -59,6 +59,30 @@ def test_results_do_not_depend_on_how_many_sequences_go_at_a_time(priors):
 
 
 @needs_diffusers
+@pytest.mark.parametrize("name", ["video", "multiview", "image"])
+def test_a_shallow_family_asks_deep_levels_at_fresh_steps_only(priors, family, name):
+    model = priors[1] if name == "multiview" else priors[0]
+    x, pictures, zeros = torch.randn(3, 1 if name == "image" else 2, 4, 8, 8), torch.rand(3, 4, 64, 64), torch.zeros(3)
+    told = {
+        "video": (pictures, zeros, torch.arange(2.0), 0, Guidance(1.5, 3.0)),
+        "multiview": (pictures, torch.tensor([0.0, 180.0]), torch.tensor([5.0, 5.0]), Guidance(2.5, 2.5)),
+        "image": (pictures, zeros, zeros, zeros, Guidance(1.5, 1.5)),
+    }[name]
+    whole, shallow = (getattr(one, name)(*told) for one in (family, family.shallow(lambda sigma: sigma > 1)))
+    asked = []
+    handle = model.unet.stock.mid_block.register_forward_hook(lambda *_: asked.append(1))
+    try:
+        torch.testing.assert_close(shallow(x, 3.0), whole(x, 3.0), rtol=1e-5, atol=1e-5)
+        assert asked
+        asked.clear()
+        later = shallow(x, 0.5)
+        assert not asked
+    finally:
+        handle.remove()
+    assert later.isfinite().all() and not torch.allclose(later, shallow(x, 3.0))
+
+
+@needs_diffusers
 def test_pictures_without_time_are_decoded_by_sv3d_and_clips_by_svd(priors, family):
     video, multiview, _ = priors
     latents = 0.18215 * torch.randn(1, 3, 4, 8, 8)

@@ -5,6 +5,9 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from loom4d.denoisers.autoencoder import Autoencoder, AutoencoderConfig
+from loom4d.denoisers.built_in import SmallPriors, family_of
+from loom4d.denoisers.family import Guidance
 from loom4d.denoisers.shallow import Slots, in_steps, shallow_prior, shallow_unet
 from loom4d.denoisers.small import ClipCondition, SmallConfig, SmallPrior
 from loom4d.denoisers.unet import ClipUNet, UNetConfig, stock_unet
@@ -75,6 +78,21 @@ def test_deep_layers_are_not_asked_between_fresh_steps(case):
     for sigma in (9.0, 0.5, 3.0, 0.2, 0.1):
         denoise(x, sigma)
     assert asked == 2 * list(range(len(deep)))
+
+
+def test_the_built_in_family_asks_deep_blocks_at_fresh_steps_only():
+    prior = randomised(SmallPrior(SmallConfig(channels=4, cells=2, width=16, depth=4, heads=2)))
+    family = family_of(SmallPriors(Autoencoder(AutoencoderConfig(4, 16, 16, 1, 1)), prior))
+    asked = []
+    prior.blocks[1].register_forward_hook(lambda *_: asked.append(1))
+    assert family.shallow is not None
+    told = (torch.rand(2, 4, 16, 16), torch.zeros(2), torch.linspace(0, 1, 3), 0, Guidance(2.0, 2.0))
+    whole, shallow = (one.video(*told) for one in (family, family.shallow(lambda sigma: sigma > 1)))
+    x = torch.randn(2, 3, 4, 2, 2)
+    assert_close(shallow(x, 3.0), whole(x, 3.0))
+    assert len(asked) == 2
+    later = shallow(x, 0.5)
+    assert len(asked) == 2 and not torch.allclose(later, whole(x, 0.5))
 
 
 def test_a_network_too_small_to_have_deep_layers_is_itself():

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from loom4d.denoisers.autoencoder import STRIDE, Autoencoder
 from loom4d.denoisers.family import CrossingClip, Family, Guidance
-from loom4d.denoisers.shallow import Fresh
+from loom4d.denoisers.shallow import Fresh, Slots, in_steps, shallow_prior
 from loom4d.denoisers.small import ClipCondition, Crossing, SmallPrior, guided_prior
 from loom4d.denoisers.weights import load_autoencoder, load_prior
 from loom4d.diffusion.denoiser import Denoiser, Latents, Sigma
@@ -62,7 +62,11 @@ class SmallPriors:
         if crossing is not None and not self.prior.config.crossings:
             raise ValueError("these weights know no crossing clips")
         condition = ClipCondition(given, azimuths_deg, elevations_deg, times, crossing)
-        return fast_arithmetic(guided_prior(self.prior, condition, guidance))
+        if self.fresh is None:
+            return fast_arithmetic(guided_prior(self.prior, condition, guidance))
+        slots = Slots()  # of this denoiser alone: no other one's features are taken for its own
+        guided = fast_arithmetic(guided_prior(shallow_prior(self.prior, slots), condition, guidance))
+        return in_steps(guided, slots, self.fresh)
 
     def crossing(
         self,

@@ -6,17 +6,19 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from loom4d.denoisers import memory, stable, sv3d, svd
-from loom4d.denoisers.family import Family, Running
+from loom4d.denoisers.family import Family, ImagePrior, MultiviewPrior, Running, VideoPrior
 from loom4d.denoisers.memory import Plan
+from loom4d.denoisers.shallow import Fresh, Slots, in_steps, shallow_unet
 from loom4d.denoisers.stable import Sizes, Stable, Unet
 from loom4d.denoisers.unet import Condition, channels_last
+from loom4d.diffusion.denoiser import Denoiser
 from loom4d.diffusion.schedules import SIGMA_MAX, SIGMA_MIN
 from loom4d.runs import InputError
 from loom4d.sources.matting import flooded
@@ -159,7 +161,17 @@ def family(
     side = memory.latent_side(sizes)
     latent_shape = (sizes.unet.channels, side, side)
     cells = settings.sequences * sizes.frames  # pictures at a time: as many as clips of them have
-    return Family(
+
+    def rows(unet: Unet) -> VideoPrior:
+        return svd.video_prior(video, unet, config.svd, settings.sequences)
+
+    def columns(unet: Unet) -> MultiviewPrior:
+        return sv3d.multiview_prior(multiview, unet, config.sv3d, settings.sequences)
+
+    def single(unet: Unet) -> ImagePrior:
+        return svd.image_prior(video, unet, config.svd, cells, latent_shape)
+
+    whole = Family(
         name="svd-sv3d",
         resolution=sizes.resolution,
         latent_shape=latent_shape,
@@ -169,11 +181,41 @@ def family(
         sigma_max=SIGMA_MAX,
         encode=encode,
         decode=decode,
-        video=svd.video_prior(video, unets[0], config.svd, settings.sequences),
-        multiview=sv3d.multiview_prior(multiview, unets[1], config.sv3d, settings.sequences),
-        image=svd.image_prior(video, unets[0], config.svd, cells, latent_shape),
+        video=rows(unets[0]),
+        multiview=columns(unets[1]),
+        image=single(unets[0]),
         running=Running(str(settings), settings.predicted_gb, lambda: memory.peak_gb(device)),
     )
+
+    def shallow(fresh: Fresh) -> Family:
+        return replace(
+            whole,
+            video=_shallow(video, rows, fresh),
+            multiview=_shallow(multiview, columns, fresh),
+            image=_shallow(video, single, fresh),
+        )
+
+    return replace(whole, shallow=shallow)
+
+
+Prior = TypeVar("Prior", bound=Callable[..., Denoiser])
+
+
+def _shallow(model: Stable, prior_of: Callable[[Unet], Prior], fresh: Fresh) -> Prior:
+    """The prior whose UNet's deep levels are asked at fresh steps only; in between, what they made waits in main
+    memory (docs/full_size.md says how much). Never compiled."""
+
+    def prior(*told: Any, **named: Any) -> Denoiser:
+        slots = Slots(torch.device("cpu"))  # of this denoiser alone
+        shallow = shallow_unet(model.unet, slots)
+
+        def unet(x: Tensor, noise_level: Tensor, condition: Condition) -> Tensor:
+            model.fetch(model.unet)
+            return shallow(x, noise_level, condition)
+
+        return in_steps(prior_of(unet)(*told, **named), slots, fresh)
+
+    return cast(Prior, prior)
 
 
 def _fetched(model: Stable, compiled: int = 0) -> Unet:

@@ -23,10 +23,13 @@ Copied = TypeVar("Copied", bound=nn.Module)
 
 
 class Slots:
-    """What deep layers made, in the order of the calls within one step, for each shape by itself."""
+    """What deep layers made, in the order of the calls within one step, for each shape by itself.
 
-    def __init__(self) -> None:
-        self.fresh = True
+    `device` is where it is kept; None is where it was made.
+    """
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self.fresh, self.device = True, device
         self.kept: dict[tuple[tuple[int, ...], int], Tensor] = {}
         self.calls: Counter[tuple[int, ...]] = Counter()
 
@@ -34,6 +37,10 @@ class Slots:
         """A new step."""
         self.fresh = fresh
         self.calls.clear()
+
+    def keep(self, place: tuple[tuple[int, ...], int], made: Tensor) -> Tensor:
+        self.kept[place] = made if self.device is None else made.to(self.device)
+        return made
 
     def asked(self, shape: torch.Size) -> tuple[tuple[int, ...], int]:
         """The place of the step's next call with this shape."""
@@ -54,9 +61,9 @@ class Remembering(nn.Module):
             y = x
             for block in self.blocks:
                 y = block(y, *told)
-            self.slots.kept[place] = y - x
+            self.slots.keep(place, y - x)
             return y
-        return x + self.slots.kept[place]
+        return x + self.slots.kept[place].to(x)
 
 
 def shallow_prior(prior: SmallPrior, slots: Slots, outer: int = 1) -> SmallPrior:
@@ -103,8 +110,8 @@ class Ascent(nn.Module):
             )
         place = self.slots.asked(told["temb"].shape)
         if self.slots.fresh:
-            self.slots.kept[place] = self.block(hidden, res_hidden_states_tuple=res_hidden_states_tuple, **told)
-        return self.slots.kept[place]
+            return self.slots.keep(place, self.block(hidden, res_hidden_states_tuple=res_hidden_states_tuple, **told))
+        return self.slots.kept[place].to(hidden)
 
 
 def shallow_unet(unet: ClipUNet, slots: Slots) -> ClipUNet:
