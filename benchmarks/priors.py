@@ -57,6 +57,7 @@ class Options:
     real: Path | None = Path("../shared/data/real")  # robot.glb, ironman/, luigi.png
     clips: tuple[str, ...] = CLIPS  # of the robot
     assets: Path | None = None  # folder of curated shards, held out
+    asset_grids: int = 4  # how many of these, spread evenly
     work: Path = Path("runs/priors")  # what is kept between runs
     out: Path | None = None  # for contact sheets
     results: Path = Path("benchmarks/results/priors.json")
@@ -85,8 +86,10 @@ def subjects(options: Options, resolution: int) -> Iterator[tuple[str, str, Make
     yield from procedural_subjects(seeds[4:], resolution)
     if options.assets is not None:
         shards = open_shards(options.assets)
-        for index, facts in enumerate(shards.objects):
-            yield "asset", f"{index:04}", lambda i=index, f=facts: (f["name"], shard_grid(shards, i))
+        for index in (
+            np.linspace(0, shards.grids - 1, min(options.asset_grids, shards.grids)).round().astype(int).tolist()
+        ):
+            yield "asset", f"{index:04}", lambda i=index: (shards.objects[i]["name"], shard_grid(shards, i))
 
 
 def procedural_subjects(seeds: range, resolution: int) -> Iterator[tuple[str, str, Make]]:
