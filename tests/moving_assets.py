@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 
 from loom4d.gaussians.gaussians import Gaussians, rotations, sh_of
+from loom4d.gaussians.initial import Cloud
 from loom4d.gaussians.motion.controlled import Controlled
+from loom4d.gaussians.motion.deformed import Deformed, at_rest
 from loom4d.gaussians.motion.spacetime import Spacetime
 
 
@@ -151,4 +154,17 @@ def bending(points: int = 500, keys: int = 5, seed: int = 0) -> Controlled:
         shifts=places - joints,
         turns=turns,
         keys=torch.linspace(0.5, 1.5, keys).tolist(),
+    )
+
+
+def waving(points: int = 300, seed: int = 0) -> Deformed:
+    """A ball in a field that carries it from side to side over one second."""
+    draw = torch.Generator().manual_seed(seed)
+    directions = torch.nn.functional.normalize(torch.randn(points, 3, generator=draw), dim=-1)
+    cloud = Cloud(0.4 * directions, torch.zeros(points), (0.5 + 0.5 * directions).clamp(0, 1), 2.0)
+    asset = at_rest(cloud, points, torch.linspace(0, 1, 3), draw, [0.0, 0.0, 0.0], 0.6)
+    head = torch.zeros_like(asset.head)
+    head[0] = 0.3
+    return replace(
+        asset, time=asset.time * torch.tensor([0.8, 1.0, 1.2]), head=head, opacity_logits=torch.full((points,), 3.0)
     )

@@ -12,17 +12,24 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from starlette.testclient import TestClient
 
 from loom4d.denoisers.autoencoder import Autoencoder, AutoencoderConfig
 from loom4d.denoisers.small import SmallConfig, SmallPrior
 from loom4d.denoisers.weights import AUTOENCODER, PRIOR, write_weights
-from loom4d.serve.settings import Settings, to_json
+from loom4d.serve import choices, look
+from loom4d.serve.app import create
+from loom4d.serve.guard import Tokens
+from loom4d.serve.settings import Limits, Settings, is_loopback, to_json
+from loom4d.serve.store import Job, Store
 
 START = """
 import json, sys
@@ -50,6 +57,54 @@ def picture(size: tuple[int, int] = (40, 40), format: str = "PNG") -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format)
     return buffer.getvalue()
+
+
+FAMILIES = {"small": {"resolution": 16, "views": 3, "frames": 2}, "big": {"missing": "its files are not here"}}
+OFFER = json.loads(json.dumps(choices.form(FAMILIES)))  # as the worker sends it
+
+
+class Stand:
+    """Stands in for the children: looks are taken here, jobs wait for ever."""
+
+    def __init__(self, limits: Limits):
+        self.offer, self.trouble, self.limits, self.news = OFFER, "", limits, 0
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+    async def look(self, request: dict[str, Any]) -> dict[str, Any]:
+        return look.answer(request, self.limits)
+
+    def wake(self) -> None:
+        self.news += 1
+
+    def insist(self, job: str) -> None: ...
+
+
+@contextmanager
+def apps(folder: Path) -> Iterator[Callable[..., Any]]:
+    """(address, settings changes) -> a client of an app in this process with those settings, and what it is made of."""
+    with ExitStack() as opened:
+
+        def serve(address: str = "http://localhost", **changes: Any) -> Any:
+            settings = Settings(folder=folder, **{"limits": Limits(free_bytes=0), **changes})
+            store = Store(settings.database)
+            opened.callback(store.close)
+            tokens = Tokens(store, not is_loopback(settings.host))
+            app = create(settings, store, tokens, Stand(settings.limits))
+            client = opened.enter_context(TestClient(app, base_url=address, raise_server_exceptions=True))
+            return SimpleNamespace(
+                client=client, store=store, tokens=tokens, settings=settings, site=app.app.state.site
+            )
+
+        yield serve
+
+
+def queued(store: Store, *names: str) -> list[str]:
+    for name in names:
+        store.add_job(Job(name, "u", name, "picture", {}))
+    return list(names)
 
 
 def free_port() -> int:

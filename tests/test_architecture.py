@@ -5,7 +5,7 @@ from pathlib import Path
 
 SOURCE = Path(__file__).parent.parent / "src" / "loom4d"
 LAYERS = [
-    {"cameras", "parallel", "runs", "native"},
+    {"cameras", "options", "parallel", "runs", "native"},
     {"grid"},
     {"sources", "diffusion", "gaussians"},
     {"denoisers", "evaluation", "export"},

@@ -1,9 +1,11 @@
 """GLB and USD files, read back by other readers: the mesh, its colours and its motion are what was written."""
 
 import json
+import re
 import shutil
 import struct
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -12,15 +14,17 @@ import torch
 from loom4d.cameras import orbit
 from loom4d.cli import main
 from loom4d.export import FORMATS, export
-from loom4d.export.glb import linear_rgb, morphing_glb
+from loom4d.export.glb import GlbOptions, linear_rgb, morphing_glb
 from loom4d.export.mesh import MeshOptions, MovingMesh
 from loom4d.export.surface import SurfaceOptions
 from loom4d.export.usd import UsdOptions, write_usd
-from loom4d.gaussians.asset import save_asset
+from loom4d.export.video import OrbitOptions
+from loom4d.gaussians.asset import motion_name, save_asset
 from loom4d.gaussians.gaussians import Gaussians
+from loom4d.gaussians.motion import MOTIONS
 from loom4d.gaussians.rasterize import RasterOptions, rasterize
 from loom4d.runs import InputError
-from moving_assets import Swinging, bending, spacetime_asset
+from moving_assets import Swinging, bending, spacetime_asset, waving
 
 TINY = MeshOptions(frames=3, most_faces=300, surface=SurfaceOptions(resolution=20, views=10, picture=48))
 
@@ -159,13 +163,9 @@ def test_a_usd_mesh_has_moving_points_and_fixed_faces(tmp_path):
     assert faces.max() == len(points[0]) - 1 and len(faces) == 3 * len(mesh.GetFaceVertexCountsAttr().Get())
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "says"),
-    [("a.fbx", UsdOptions(), "USD files end in"), ("a.usd", UsdOptions(content="points"), "splats or mesh")],
-)
-def test_what_usd_cannot_be_is_refused(name, options, says, tmp_path):
-    with pytest.raises(InputError, match=says):
-        write_usd(Swinging(5), tmp_path / name, options)
+def test_what_usd_cannot_be_is_refused(tmp_path):
+    with pytest.raises(InputError, match="USD files end in"):
+        write_usd(Swinging(5), tmp_path / "a.fbx")
 
 
 SMALL = {
@@ -192,6 +192,51 @@ def test_every_format_writes_an_asset_and_nothing_else(name, tmp_path):
         export(spacetime_asset(5), path, name, object())
 
 
+MOVING = {
+    "spacetime": lambda: spacetime_asset(300),
+    "controlled": lambda: bending(300),
+    "deformed": lambda: waving(300),
+}
+
+
+@pytest.mark.parametrize("motion", MOTIONS)
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_format_is_offered_for_just_the_motions_that_it_can_hold(name, motion, tmp_path):
+    """Whatever it says that it can hold is written; whatever it refuses it cannot write, even when it is made to."""
+    chosen, path = FORMATS[name], tmp_path / f"asset{FORMATS[name].suffix}"
+    asset, options = MOVING[motion](), chosen.options(**SMALL[name])
+    assert motion_name(asset) == motion
+    reason = chosen.refusal(motion)
+    if not reason:
+        export(asset, path, name, options)
+        assert path.exists()
+        return
+    with pytest.raises(InputError, match=re.escape(reason)):
+        export(asset, path, name, options)
+    if not chosen.missing():
+        with pytest.raises((TypeError, AttributeError)):
+            chosen.write(asset, path, options)
+    assert not path.exists()
+
+
+def test_an_extra_that_is_not_installed_is_a_reason(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pxr", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "loom4d[usd]" in FORMATS["usd"].refusal("controlled")
+    with pytest.raises(InputError, match=r"loom4d\[usd\]"):
+        write_usd(bending(20), tmp_path / "asset.usdc")
+
+
+def test_values_out_of_range_are_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(InputError, match=r"mesh\.surface\.resolution is 3; it takes 4 to 256"):
+        export(
+            bending(20), tmp_path / "a.glb", "glb", GlbOptions(mesh=MeshOptions(surface=SurfaceOptions(resolution=3)))
+        )
+    with pytest.raises(InputError, match="size is 100000; it takes 2 to 4096"):
+        export(bending(20), tmp_path / "a.gif", "gif", OrbitOptions(size=100_000))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_unknown_format_names_the_known_ones(tmp_path):
     with pytest.raises(ValueError, match="mp4, webp"):
         export(spacetime_asset(5), tmp_path / "asset", "fbx")
@@ -213,7 +258,7 @@ def test_the_command_takes_each_formats_options_and_says_what_it_wrote(tmp_path,
     for arguments, says in (
         ([str(tmp_path), "--to", "fbx"], "the formats are"),
         ([str(tmp_path / "none"), "--to", "glb"], "give the folder of a finished run"),
-        ([str(tmp_path), "--to", "splatv"], "space-time"),
+        ([str(tmp_path), "--to", "splatv"], "it holds spacetime motion only, and this asset's is controlled"),
     ):
         with pytest.raises(SystemExit) as left:
             main(["export", *arguments])

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from loom4d.cameras import Cameras, from_blender, orbit, turntable
+from loom4d.export import export
 from loom4d.export.ply import PlyOptions, half_turn, sample_times, write_ply_sequence
 from loom4d.export.splatv import SplatvOptions, write_splatv
 from loom4d.export.transforms import TransformsOptions, write_asset_transforms, write_transforms
@@ -106,8 +107,8 @@ def test_splatv_moves_as_the_asset_does(tmp_path):
 
 
 def test_splatv_refuses_motions_that_it_cannot_hold(tmp_path):
-    with pytest.raises(InputError, match="space-time"):
-        write_splatv(Swinging(5), tmp_path / "clip.splatv")
+    with pytest.raises(InputError, match="spacetime motion only, and this asset's is Swinging"):
+        export(Swinging(5), tmp_path / "clip.splatv", "splatv")
 
 
 def test_transforms_bring_back_pictures_cameras_and_times(tmp_path):

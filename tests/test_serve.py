@@ -29,62 +29,25 @@ from loom4d.grid import to_bytes
 from loom4d.methods import METHODS
 from loom4d.pipeline import GenerateConfig
 from loom4d.runs import Event, InputError, result_of
-from loom4d.serve import choices, jobs, kinds, look, plans
-from loom4d.serve.app import bound, claimed, create
+from loom4d.serve import choices, jobs, kinds, plans
+from loom4d.serve.app import bound, claimed
 from loom4d.serve.guard import SESSIONS, Tokens
 from loom4d.serve.settings import Limits, ServeError, Settings, from_json, is_loopback, to_json
 from loom4d.serve.site import Hub, shown, title_of
-from loom4d.serve.store import BrokenStore, FullDisk, Job, Store, Timing, Upload
+from loom4d.serve.store import BrokenStore, FullDisk, Store, Timing, Upload
 from loom4d.serve.trial import trials
-from loom4d.serve.worker import Clock, explained, zipped
+from loom4d.serve.worker import Clock, explained
 from loom4d.sources.framing import load
 from loom4d.viewer import write_page
 from moving_assets import spacetime_asset
-from serving import picture, write_checkpoints
-
-OFFER = choices.form(
-    {"small": {"resolution": 16, "views": 3, "frames": 2}, "big": {"missing": "its files are not here"}}
-)
-
-
-class Stand:
-    """Stands in for the children: looks are taken here, jobs wait for ever."""
-
-    def __init__(self, limits: Limits):
-        self.offer, self.trouble, self.limits, self.news = OFFER, "", limits, 0
-
-    async def start(self) -> None: ...
-
-    async def stop(self) -> None: ...
-
-    async def look(self, request: dict[str, Any]) -> dict[str, Any]:
-        return look.answer(request, self.limits)
-
-    def wake(self) -> None:
-        self.news += 1
-
-    def insist(self, job: str) -> None: ...
+from serving import OFFER, apps, picture, queued, write_checkpoints
 
 
 @pytest.fixture
 def app(tmp_path):
     """(settings changes) -> a client of an app with those settings."""
-    opened = []
-
-    def serve(address: str = "http://localhost", **changes: Any) -> Any:
-        settings = Settings(folder=tmp_path, **{"limits": Limits(free_bytes=0), **changes})
-        store = Store(settings.database)
-        tokens = Tokens(store, not is_loopback(settings.host))
-        app = create(settings, store, tokens, Stand(settings.limits))
-        client = TestClient(app, base_url=address, raise_server_exceptions=True)
-        client.__enter__()
-        opened.append((client, store))
-        return SimpleNamespace(client=client, store=store, tokens=tokens, settings=settings, site=app.app.state.site)
-
-    yield serve
-    for client, store in opened:
-        client.__exit__(None, None, None)
-        store.close()
+    with apps(tmp_path) as serve:
+        yield serve
 
 
 def upload(client: TestClient, content: bytes, name: str = "thing.png") -> Any:
@@ -407,12 +370,6 @@ def test_pauses_cost_no_time():
 # --- the queue -------------------------------------------------------------------------------------------------------
 
 
-def queued(store: Store, *names: str) -> list[str]:
-    for name in names:
-        store.add_job(Job(name, "u", name, "picture", {}))
-    return list(names)
-
-
 def test_the_queue_is_fair_and_a_job_is_taken_once(tmp_path):
     store, other = Store(tmp_path / "a.sqlite"), Store(tmp_path / "a.sqlite")
     queued(store, "one", "two", "three")
@@ -451,19 +408,6 @@ def test_cancelling_and_deleting(tmp_path):
     assert store.job("running").state == "cancelled" and not store.job("running").cancel
     assert store.remove_job("running") == "cancelled" and store.job("running") is None
     assert store.events("running", 0) == [] and store.remove_job("running") is None
-
-
-def test_exports_are_asked_for_once_and_tried_again_when_they_failed(tmp_path):
-    store = Store(tmp_path / "a.sqlite")
-    queued(store, "job")
-    assert [store.ask_export("job", "glb").state for _ in range(2)] == ["queued", "queued"]
-    taken = store.take_export()
-    assert taken.format == "glb" and store.take_export() is None
-    assert store.ask_export("job", "glb").state == "writing" and store.remove_job("job") == "running"
-    store.recover(blamed=True)
-    assert store.exports("job")[0].state == "failed" and store.ask_export("job", "glb").state == "queued"
-    store.end_export(replace(store.take_export(), state="done", file="a.glb", bytes=5))
-    assert store.ask_export("job", "glb").state == "done" and store.take_export() is None
 
 
 def test_a_stream_tells_everything_once_and_goes_on_from_any_event(tmp_path):
@@ -589,15 +533,6 @@ def test_only_files_of_a_run_leave_it(app):
     assert site.client.get("/static/..%2fapp.py").status_code == 404
     assert site.client.post(f"/api/jobs/{'a' * 20}/exports/glb").status_code == 409  # it is not done
     assert site.client.post(f"/api/jobs/{'a' * 20}/exports/obj").status_code == 404
-
-
-def test_a_folder_becomes_a_zip_of_the_same_files(tmp_path):
-    (tmp_path / "ply" / "deep").mkdir(parents=True)
-    (tmp_path / "ply" / "a.ply").write_bytes(b"1" * 1000)
-    (tmp_path / "ply" / "deep" / "b.ply").write_bytes(b"2")
-    with zipfile.ZipFile(zipped(tmp_path / "ply")) as archive:
-        files = {name: archive.read(name) for name in archive.namelist() if not name.endswith("/")}
-    assert files == {"ply/a.ply": b"1" * 1000, "ply/deep/b.ply": b"2"}
 
 
 def test_an_idle_upload_is_remembered(tmp_path):

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from browser import Browser, chromium
 from serving import Served, picture
@@ -52,6 +53,41 @@ def badge(browser: Browser, text: str) -> None:
     browser.wait(f"document.querySelector('.badge')?.textContent === {json.dumps(text)}", 120)
 
 
+def made_with_other_options(served: Served, browser: Browser, job: str) -> None:
+    """What the asset cannot be written as is not offered, with the reason; a form holds the options of the others."""
+
+    def row(name: str) -> str:
+        rows = "[...document.querySelectorAll('.files li')]"
+        return f"{rows}.find((one) => one.querySelector('b').textContent === '{name}')"
+
+    assert browser.run(f"{row('splatv')}.querySelectorAll('button, details').length") == 0
+    assert "spacetime motion only" in browser.run(f"{row('splatv')}.textContent")
+    form = f"{row('gif')}.querySelector('details')"
+    browser.run(f"{form}.open = true")
+    put = lambda name, value: browser.run(f"document.getElementById('gif-{name}').value = '{value}'")  # noqa: E731
+    make = "document.querySelector('[aria-label=\"Make gif with these options\"]').click()"
+    put("size", 5000)
+    browser.run(make)
+    assert browser.run(f"{form}.querySelector('form').checkValidity()") is False  # the browser itself knows the range
+    for size in (24, 32):
+        put("size", size)
+        put("seconds", 0.3)
+        put("fps", 10)
+        browser.run(make)
+        done = f"{row('gif')}.querySelector('a[download]')"
+        browser.wait(f"{row('gif')}.textContent.includes('size {size}') && {done}")
+        with Image.open(served.settings.exports(job) / "gif.gif") as film:
+            assert film.size == (size, size) and film.n_frames == 3
+    kept = {one["format"]: one["options"] for one in served.ask("GET", f"/api/jobs/{job}")["exports"]}
+    assert kept == {"gif": {"fps": 10, "seconds": 0.3, "size": 32}, "ply": {}}
+    browser.visit(browser.run("location.href"))  # the form remembers what the file was made with
+    browser.wait("document.querySelector('[aria-label=\"Download gif\"]')")
+    assert browser.run("document.getElementById('gif-size').value") == "32"
+    browser.run(f"{row('gif')}.querySelector('details').open = true")
+    browser.run(f"{row('glb')}.querySelectorAll('details').forEach((one) => {{ one.open = true; }})")
+    assert browser.run(UNNAMED) == []
+
+
 def test_a_file_becomes_an_asset_that_plays_and_can_be_taken_home(served, browser, tmp_path):
     wrong = tmp_path / "wrong.png"
     wrong.write_text("<svg onload='alert(1)'/> this is no picture")
@@ -82,6 +118,7 @@ def test_a_file_becomes_an_asset_that_plays_and_can_be_taken_home(served, browse
     taken = next((tmp_path / "downloads").glob("*.zip"))
     served.until(lambda: taken.exists() and taken.read_bytes() == written.read_bytes(), 30)
 
+    made_with_other_options(served, browser, job)
     for width in (390, 1100):
         browser.resize(width, 844, phone=width < 500)
         assert browser.run("document.documentElement.scrollWidth") == width

@@ -6,7 +6,7 @@ import json
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from loom4d.export.mesh import Canonical, MeshOptions, MovingMesh, canonical_mes
 from loom4d.export.skin import SkinnedMesh, skinned_mesh
 from loom4d.gaussians.motion import DynamicGaussians
 from loom4d.gaussians.motion.controlled import Controlled
+from loom4d.options import Between
 from loom4d.runs import write_atomically
 
 FLOAT, UNSIGNED_BYTE, UNSIGNED_SHORT, UNSIGNED_INT = 5126, 5121, 5123, 5125
@@ -27,8 +28,8 @@ CLAMP_TO_EDGE = 33071
 
 @dataclass(frozen=True)
 class GlbOptions:
-    texture: int = 1024  # texels a side of the picture that holds the colours; 0 puts them on the vertices
-    influences: int = 4  # joints that a vertex follows, 4 or 8; not every engine takes 8
+    texture: Annotated[int, Between(0, 4096)] = 1024  # texels a side; 0 puts the colours on the vertices
+    influences: Literal[4, 8] = 4  # joints that a vertex follows; not every engine takes 8
     mesh: MeshOptions = field(default_factory=MeshOptions)
 
 

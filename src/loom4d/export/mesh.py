@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
 from einops import einsum
@@ -36,14 +37,15 @@ from loom4d.export.surface import (
 from loom4d.gaussians.gaussians import Gaussians, rotations
 from loom4d.gaussians.motion import DynamicGaussians
 from loom4d.gaussians.motion.spacetime import Spacetime
+from loom4d.options import Between
 
 NEAREST = 8  # Gaussians that carry a vertex
 
 
 @dataclass(frozen=True)
 class MeshOptions:
-    frames: int = 24  # instants; engines dislike more than 100 morph targets
-    most_faces: int = 20_000
+    frames: Annotated[int, Between(1, 500)] = 24  # instants; engines dislike more than 100 morph targets
+    most_faces: Annotated[int, Between(4, 1_000_000)] = 20_000
     canonical: float | None = None  # seconds of the instant that the mesh is taken from; None tries a few
     drawn_to_surface: bool = True  # correct the drift at each instant; off keeps the motion as it is
     surface: SurfaceOptions = field(default_factory=SurfaceOptions)

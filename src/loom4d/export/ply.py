@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from loom4d.gaussians.gaussians import Gaussians, sh_basis, sh_degree
 from loom4d.gaussians.motion import DynamicGaussians
+from loom4d.options import Between
 from loom4d.runs import InputError, write_atomically, write_json
 
 LEAST_OPACITY = 1 / 255  # fainter ones reach no pixel
@@ -20,8 +22,8 @@ LEAST_OPACITY = 1 / 255  # fainter ones reach no pixel
 
 @dataclass(frozen=True)
 class PlyOptions:
-    fps: float = 24.0
-    frames: int | None = None  # instants over the whole motion; None follows `fps`
+    fps: Annotated[float, Between(0.1, 240)] = 24.0
+    frames: Annotated[int | None, Between(1, 1000)] = None  # instants over the whole motion; None follows `fps`
     y_down: bool = True  # turned half around z: splat viewers expect scenes as COLMAP leaves them, and turn them back
 
 

@@ -18,6 +18,7 @@ import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -25,9 +26,9 @@ import torch
 from loom4d.cameras import FOV_DEG, RADIUS, flip_yz, orbit
 from loom4d.export.ply import half_turn
 from loom4d.gaussians.gaussians import Ellipsoids, rgb_of
-from loom4d.gaussians.motion import DynamicGaussians
 from loom4d.gaussians.motion.spacetime import Spacetime
-from loom4d.runs import InputError, write_atomically
+from loom4d.options import Between
+from loom4d.runs import write_atomically
 
 MAGIC = 0x674B
 ROW = 1024  # Gaussians
@@ -38,22 +39,17 @@ class SplatvOptions:
     """The view that players start with."""
 
     azimuth_deg: float = 0.0
-    elevation_deg: float = 10.0
-    radius: float = RADIUS
-    fov_deg: float = FOV_DEG
-    size: int = 1024  # pixels of the picture that the focal length is given for
+    elevation_deg: Annotated[float, Between(-90, 90)] = 10.0
+    radius: Annotated[float, Between(0.01, 1000)] = RADIUS
+    fov_deg: Annotated[float, Between(1, 170)] = FOV_DEG
+    size: Annotated[int, Between(1, 8192)] = 1024  # pixels of the picture that the focal length is given for
 
 
-def write_splatv(asset: DynamicGaussians, path: Path | str, options: SplatvOptions | None = None) -> None:
+def write_splatv(asset: Spacetime, path: Path | str, options: SplatvOptions | None = None) -> None:
     """Writes a space-time asset; its world is turned to y down, as players of this format expect.
 
     Only the mean colour is kept: what changes with the view or with time has no place in the format.
     """
-    if not isinstance(asset, Spacetime):
-        raise InputError(
-            f"{path}: .splatv holds space-time Gaussians only, got {type(asset).__name__}; "
-            "export a PLY sequence, GLB or USD instead"
-        )
     words = texture(asset)
     facts = {
         "type": "splat",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import Annotated
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -14,6 +15,7 @@ from loom4d.cameras import Cameras, look_at, pinhole
 from loom4d.export.coverage import outlines
 from loom4d.gaussians.gaussians import Gaussians
 from loom4d.gaussians.rasterize import RasterOptions, Rendering, rasterize
+from loom4d.options import Between
 
 FOV_DEG = 30.0
 SOLID = 0.5  # alpha from which a pixel counts as the object's
@@ -22,10 +24,10 @@ OUTSIDE = 1.0
 
 @dataclass(frozen=True)
 class SurfaceOptions:
-    resolution: int = 88  # cells along the longest side of the object
-    views: int = 40
-    picture: int = 224  # pixels, of each view
-    truncation: float = 5.0  # cells: how far from the surface distances are kept
+    resolution: Annotated[int, Between(4, 256)] = 88  # cells along the longest side of the object
+    views: Annotated[int, Between(2, 200)] = 40
+    picture: Annotated[int, Between(8, 1024)] = 224  # pixels, of each view
+    truncation: Annotated[float, Between(1, 20)] = 5.0  # cells: how far from the surface distances are kept
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Annotated
 
 import torch
 
@@ -13,6 +14,7 @@ from loom4d.export.ply import refuse_file, sample_times
 from loom4d.gaussians.asset import render
 from loom4d.gaussians.motion import DynamicGaussians
 from loom4d.grid import ImageGrid, png
+from loom4d.options import Between
 from loom4d.runs import write_atomically, write_json
 
 
@@ -20,12 +22,12 @@ from loom4d.runs import write_atomically, write_json
 class TransformsOptions:
     """Which pictures to take of an asset."""
 
-    views: int = 16
-    frames: int = 16
-    size: int = 512
-    elevation_deg: float = 0.0
-    radius: float = RADIUS
-    fov_deg: float = FOV_DEG
+    views: Annotated[int, Between(1, 1000)] = 16
+    frames: Annotated[int, Between(1, 1000)] = 16
+    size: Annotated[int, Between(1, 4096)] = 512  # pixels, both ways
+    elevation_deg: Annotated[float, Between(-90, 90)] = 0.0
+    radius: Annotated[float, Between(0.01, 1000)] = RADIUS
+    fov_deg: Annotated[float, Between(1, 170)] = FOV_DEG
     placement: Placement = field(default_factory=Placement)  # of the asset in the cameras' world
 
 

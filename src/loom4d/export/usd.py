@@ -5,10 +5,11 @@ Needs the extra `usd` (usd-core 26.03 or newer, which introduced the splat schem
 
 from __future__ import annotations
 
+import importlib.util
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from loom4d.export.mesh import MeshOptions, moving_mesh
 from loom4d.export.ply import sample_times
 from loom4d.gaussians.gaussians import sh_degree
 from loom4d.gaussians.motion import DynamicGaussians
+from loom4d.options import Between
 from loom4d.runs import InputError, write_atomically
 
 SUFFIXES = (".usd", ".usda", ".usdc", ".usdz")
@@ -25,9 +27,9 @@ SUFFIXES = (".usd", ".usda", ".usdc", ".usdz")
 
 @dataclass(frozen=True)
 class UsdOptions:
-    content: str = "splats"  # or "mesh", which every tool reads
-    fps: float = 24.0  # time codes per second
-    frames: int | None = None  # instants over the whole motion; None follows `fps`
+    content: Literal["splats", "mesh"] = "splats"  # every tool reads a mesh
+    fps: Annotated[float, Between(0.1, 240)] = 24.0  # time codes per second
+    frames: Annotated[int | None, Between(1, 1000)] = None  # instants over the whole motion; None follows `fps`
     mesh: MeshOptions = field(default_factory=MeshOptions)  # of the content "mesh"; its `frames` are the instants
 
 
@@ -36,8 +38,6 @@ def write_usd(asset: DynamicGaussians, path: Path | str, options: UsdOptions | N
     path, options = Path(path), options or UsdOptions()
     if path.suffix.lower() not in SUFFIXES:
         raise InputError(f"{path}: USD files end in {', '.join(SUFFIXES)}; choose one of these suffixes")
-    if options.content not in ("splats", "mesh"):
-        raise InputError(f"unknown USD content {options.content!r}; choose splats or mesh")
     pxr = _pxr()
     with tempfile.TemporaryDirectory() as folder:
         inner = Path(folder) / f"asset{'.usdc' if path.suffix.lower() == '.usdz' else path.suffix.lower()}"
@@ -47,7 +47,7 @@ def write_usd(asset: DynamicGaussians, path: Path | str, options: UsdOptions | N
         stage.SetTimeCodesPerSecond(options.fps)
         root = pxr.UsdGeom.Xform.Define(stage, "/Asset")
         stage.SetDefaultPrim(root.GetPrim())
-        last = (_splats if options.content == "splats" else _mesh)(pxr, stage, asset, options)
+        last = {"splats": _splats, "mesh": _mesh}[options.content](pxr, stage, asset, options)
         stage.SetStartTimeCode(0)
         stage.SetEndTimeCode(last)
         stage.GetRootLayer().Save()
@@ -60,12 +60,17 @@ def write_usd(asset: DynamicGaussians, path: Path | str, options: UsdOptions | N
     write_atomically(path, content)
 
 
+def missing() -> str:
+    """What must be installed first, in words; empty where all is there."""
+    return "" if importlib.util.find_spec("pxr") else "USD needs the extra `usd`: pip install 'loom4d[usd]'"
+
+
 def _pxr() -> Any:
     try:
         import pxr
         from pxr import Gf, Sdf, Usd, UsdGeom, UsdUtils, UsdVol, Vt  # noqa: F401 (made attributes of pxr)
     except ImportError as error:
-        raise InputError("USD needs the extra `usd`: pip install 'loom4d[usd]'") from error
+        raise InputError(missing() or f"usd-core cannot be loaded ({error})") from error
     if not hasattr(UsdVol, "ParticleField3DGaussianSplat"):
         raise InputError("this usd-core is too old for Gaussian splats: pip install -U 'usd-core>=26.3'")
     return pxr

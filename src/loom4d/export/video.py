@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from io import BytesIO
 from pathlib import Path
+from typing import Annotated, Literal
 
 import av
 import numpy as np
@@ -20,6 +21,7 @@ from loom4d.cameras import FOV_DEG, RADIUS, orbit
 from loom4d.gaussians.motion import DynamicGaussians
 from loom4d.gaussians.rasterize import RasterOptions, rasterize
 from loom4d.grid import straight, to_bytes
+from loom4d.options import Between
 from loom4d.runs import InputError, write_atomically
 
 SUFFIXES = (".mp4", ".webp", ".gif")
@@ -29,18 +31,18 @@ SUFFIXES = (".mp4", ".webp", ".gif")
 class OrbitOptions:
     """One clip: the camera goes `turns` times around (0 stays) while the asset's motion plays over and over."""
 
-    seconds: float = 6.0
-    fps: int = 24
-    size: int = 512  # pixels, both ways; MP4 takes even numbers
-    turns: float = 1.0
+    seconds: Annotated[float, Between(0.01, 120)] = 6.0
+    fps: Annotated[int, Between(1, 120)] = 24
+    size: Annotated[int, Between(2, 4096)] = 512  # pixels, both ways; MP4 takes even numbers
+    turns: Annotated[float, Between(-100, 100)] = 1.0
     azimuth_deg: float = 0.0  # where the camera starts
-    elevation_deg: float = 10.0
-    radius: float = RADIUS
-    fov_deg: float = FOV_DEG
-    motion: str = "pingpong"  # there and back, or "loop": there and again from the start
-    background: tuple[float, float, float] | None = (1.0, 1.0, 1.0)  # None is transparent, which MP4 cannot be
-    fitted_size: int | None = None  # height the asset was fitted at: larger pictures are blurred as much as that one
-    quality: int = 80  # 1..100
+    elevation_deg: Annotated[float, Between(-90, 90)] = 10.0
+    radius: Annotated[float, Between(0.01, 1000)] = RADIUS
+    fov_deg: Annotated[float, Between(1, 170)] = FOV_DEG
+    motion: Literal["pingpong", "loop"] = "pingpong"  # there and back, or there and again from the start
+    background: Annotated[tuple[float, float, float] | None, Between(0, 1)] = (1.0, 1.0, 1.0)  # RGB; None: transparent
+    fitted_size: Annotated[int | None, Between(1, 4096)] = None  # height it was fitted at: larger clips blur as much
+    quality: Annotated[int, Between(1, 100)] = 80
 
     @property
     def frames(self) -> int:
@@ -88,11 +90,9 @@ def clip_times(time_range: tuple[float, float], options: OrbitOptions) -> list[f
     A cycle lasts about as long as the motion (there and back for ping-pong); at least one fits.
     """
     start, end = time_range
-    if options.motion not in ("pingpong", "loop"):
-        raise InputError(f"unknown motion {options.motion!r}; choose pingpong or loop")
     if end - start < 1e-6:
         return [start] * options.frames
-    cycle = (end - start) * (2 if options.motion == "pingpong" else 1)
+    cycle = (end - start) * {"pingpong": 2, "loop": 1}[options.motion]
     cycles = max(1, round(options.seconds / cycle))
     phases = [(frame * cycles / options.frames) % 1.0 for frame in range(options.frames)]
     if options.motion == "pingpong":

@@ -5,15 +5,17 @@ from __future__ import annotations
 import inspect
 import os
 import platform
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from loom4d.denoisers import DENOISERS, Family
 from loom4d.denoisers.full_size import FullSizeConfig
-from loom4d.export import FORMATS
+from loom4d.export import FORMATS, Format
 from loom4d.gaussians.fit import PRESETS as QUALITIES
+from loom4d.gaussians.motion import MOTIONS
 from loom4d.methods import METHODS
+from loom4d.options import choices_of
 from loom4d.pipeline import GenerateConfig
 from loom4d.runs import InputError
 from loom4d.serve.settings import Settings
@@ -64,12 +66,20 @@ def form(families: dict[str, Any]) -> dict[str, Any]:
         "priors": families,
         "kinds": list(KINDS),
         "matting": ["auto", *MATTING],
-        "formats": {
-            name: {"about": one.about, "suffix": one.suffix or ".zip", "folder": not one.suffix}
-            for name, one in FORMATS.items()
-        },
+        "formats": {name: _format(one) for name, one in FORMATS.items()},
         "defaults": {**DEFAULTS, "seed": 0, "kind": "clip", "matting": "auto"},
         "machine": f"{os.cpu_count()} processors, {platform.machine()}",
+    }
+
+
+def _format(one: Format) -> dict[str, Any]:
+    """`refused` says of each motion that the format cannot hold why; `options` is its form."""
+    return {
+        "about": one.about,
+        "suffix": one.suffix or ".zip",
+        "folder": not one.suffix,
+        "refused": {motion: reason for motion in MOTIONS if (reason := one.refusal(motion))},
+        "options": [asdict(choice) for choice in choices_of(one.options())],
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import struct
 from collections.abc import AsyncIterator
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +16,7 @@ from fastapi.responses import FileResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
+from loom4d.options import choice_of, unfit
 from loom4d.serve import plans
 from loom4d.serve.guard import viewer_policy
 from loom4d.serve.site import Id, OfSite, Site, new_id, remove, title_of
@@ -41,6 +43,13 @@ class Order(BaseModel):
     kind: Named | None = None
     matting: Named | None = None
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+
+class Wish(BaseModel):
+    """How an export is to be made: options of its format, by the names that the offer gives. Others are defaults."""
+
+    model_config = ConfigDict(extra="forbid")
+    options: dict[str, Any] = {}
 
 
 def found(site: Site, job: str) -> Job:
@@ -129,6 +138,7 @@ def one_job(job: Id, site: OfSite) -> dict[str, Any]:
         **described(site, record),
         "estimate": expected(site, record),
         "exports": [asdict(export) for export in site.store.exports(job)],
+        "refused": refused(site, job),
         "report": json.loads(report.read_text()) if report.exists() else {},
         "look": upload.facts if upload else None,
     }
@@ -262,16 +272,48 @@ def viewer(job: Id, site: OfSite, download: bool = False) -> Response:
     return existing(page, "text/html", headers={"content-security-policy": viewer_policy(policies)})
 
 
+def refused(site: Site, job: str) -> dict[str, str]:
+    """The formats that a run's asset cannot be written as, each with the reason."""
+    file, offered = site.settings.run(job) / "asset.safetensors", site.children.offer
+    if offered is None or not file.is_file():
+        return {}
+    motion = motion_of(file)
+    return {name: one["refused"][motion] for name, one in offered["formats"].items() if motion in one["refused"]}
+
+
+def motion_of(file: Path) -> str:
+    """The motion that the head of an asset file names; the tensors stay unread."""
+    with open(file, "rb") as content:
+        (length,) = struct.unpack("<Q", content.read(8))
+        return str(json.loads(json.loads(content.read(length))["__metadata__"]["loom4d"])["motion"])
+
+
+def options_of(wish: Wish, offered: list[dict[str, Any]]) -> dict[str, Any]:
+    """What is wished and is no default; what cannot be had is a 422."""
+    choices = {one["name"]: choice_of(one) for one in offered}
+    for name, value in wish.options.items():
+        if name not in choices:
+            raise HTTPException(422, f"unknown option {name[:40]!r}; choose among {', '.join(choices)}")
+        if reason := unfit(choices[name], value):
+            raise HTTPException(422, reason)
+    return {name: value for name, value in wish.options.items() if value != choices[name].default}
+
+
 @router.post("/jobs/{job}/exports/{format}", status_code=202)
-def ask_export(job: Id, format: str, site: OfSite) -> dict[str, Any]:
+def ask_export(job: Id, format: str, site: OfSite, wish: Wish | None = None) -> dict[str, Any]:
     """Has the worker write the asset in a format; its events say when the file is there."""
-    record = found(site, job)
-    if format not in site.offer()["formats"]:
-        raise HTTPException(404, f"unknown format {format[:40]!r}; choose one of {', '.join(site.offer()['formats'])}")
+    record, formats = found(site, job), site.offer()["formats"]
+    if format not in formats:
+        raise HTTPException(404, f"unknown format {format[:40]!r}; choose one of {', '.join(formats)}")
     if record.state != "done":
         raise HTTPException(409, "this run is not done yet")
+    if reason := refused(site, job).get(format):
+        raise HTTPException(409, f"{format} is not offered for this run: {reason}")
+    options = options_of(wish or Wish(), formats[format]["options"])
     site.refuse_full_disk()
-    export = site.store.ask_export(job, format)
+    export = site.store.ask_export(job, format, options)
+    if export.options != options:
+        raise HTTPException(409, f"{format} is being made with other options; wait until it is there")
     site.children.wake()
     site.hub.poke(job)
     return asdict(export)
@@ -286,4 +328,5 @@ def export(job: Id, format: str, site: OfSite) -> FileResponse:
         raise HTTPException(404, "not written yet: ask for it by POST")
     file = site.settings.exports(job) / made.file
     name = record.title if file.suffix == f".{format}" else f"{record.title}-{format}"
-    return existing(file, "application/octet-stream", filename=f"{name}{file.suffix}")
+    headers = {"cache-control": "no-cache"}  # made anew with other options it has the same address
+    return existing(file, "application/octet-stream", filename=f"{name}{file.suffix}", headers=headers)

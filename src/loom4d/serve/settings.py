@@ -25,6 +25,8 @@ class Limits:
     look_cpu_seconds: float = 40.0  # of looking at one upload
     look_memory: int = 6_000_000_000  # bytes the looking child may allocate
     looks: int = 16  # waiting at once
+    export_seconds: float = 900.0  # of writing one file to take home
+    export_memory: int = 6_000_000_000  # bytes that writing it may allocate
     uploads: int = 8  # arriving at once
     upload_seconds: float = 900.0  # for one upload to arrive
     idle_uploads: int = 100  # kept without a job

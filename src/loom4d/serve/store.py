@@ -11,13 +11,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from loom4d.serve.settings import ServeError
 
-VERSION = 1
+VERSION = 2
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS uploads (
     id TEXT PRIMARY KEY, name TEXT NOT NULL, file TEXT NOT NULL, kind TEXT NOT NULL, bytes INTEGER NOT NULL,
@@ -33,11 +33,13 @@ CREATE TABLE IF NOT EXISTS events (
 CREATE INDEX IF NOT EXISTS events_by_job ON events (job, id);
 CREATE TABLE IF NOT EXISTS exports (
     job TEXT NOT NULL, format TEXT NOT NULL, state TEXT NOT NULL, error TEXT NOT NULL DEFAULT '', file TEXT NOT NULL
-    DEFAULT '', bytes INTEGER NOT NULL DEFAULT 0, asked REAL NOT NULL, PRIMARY KEY (job, format));
+    DEFAULT '', bytes INTEGER NOT NULL DEFAULT 0, asked REAL NOT NULL, options TEXT NOT NULL DEFAULT '{}',
+    PRIMARY KEY (job, format));
 CREATE TABLE IF NOT EXISTS timings (
     part TEXT NOT NULL, key TEXT NOT NULL, source TEXT NOT NULL, seconds TEXT NOT NULL, at REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS secrets (name TEXT PRIMARY KEY, digest TEXT NOT NULL, at REAL NOT NULL);
 """
+NEWER = {1: "ALTER TABLE exports ADD COLUMN options TEXT NOT NULL DEFAULT '{}'"}  # version -> what the next one changed
 ENDED = ("done", "failed", "cancelled")
 DEATHS = 3  # of the worker during one job, after which the job is given up
 
@@ -91,6 +93,7 @@ class Export:
     error: str = ""
     file: str = ""
     bytes: int = 0
+    options: dict[str, Any] = field(default_factory=dict)  # of the format, where they are not its defaults
 
 
 @dataclass(frozen=True)
@@ -116,10 +119,12 @@ class Store:
             self.connection.execute("PRAGMA journal_mode = WAL")
             self.connection.execute("PRAGMA synchronous = NORMAL")
             version = self.connection.execute("PRAGMA user_version").fetchone()[0]
-            if version not in (0, VERSION):
+            if version not in (0, *NEWER, VERSION):
                 raise BrokenStore(f"{path}: made by another version of Loom4D; choose another --folder")
             if self.connection.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
                 raise sqlite3.DatabaseError("it failed its integrity check")
+            for change in range(version, VERSION) if version else ():
+                self.connection.execute(NEWER[change])
             self.connection.executescript(SCHEMA)
             self.connection.execute(f"PRAGMA user_version = {VERSION}")
 
@@ -265,14 +270,11 @@ class Store:
                 query = "UPDATE jobs SET state = ?, error = ?, cancel = 0, finished = ? WHERE id = ?"
                 db.execute(query, (state, error, ended, row["id"]))
                 self._say_state(db, row["id"], state, error)
-            exports = db.execute("SELECT job, format FROM exports WHERE state = 'writing'").fetchall()
-            for row in exports:
-                state = "failed" if blamed else "queued"
-                error = "the worker died while it wrote this" if blamed else ""
-                query = "UPDATE exports SET state = ?, error = ? WHERE job = ? AND format = ?"
-                db.execute(query, (state, error, row["job"], row["format"]))
-                self._say(db, row["job"], {"kind": "export", "format": row["format"], "state": state, "error": error})
-            return [row["id"] for row in rows] + [row["job"] for row in exports]
+            exports = [_export(row) for row in db.execute("SELECT * FROM exports WHERE state = 'writing'").fetchall()]
+            state, error = ("failed", "the worker died while it wrote this") if blamed else ("queued", "")
+            for export in exports:
+                self._change_export(db, replace(export, state=state, error=error))
+            return [row["id"] for row in rows] + [export.job for export in exports]
 
     def remove_job(self, job: str) -> str | None:
         """Forgets a job that is not running; returns the state found. Only "running" keeps it."""
@@ -320,18 +322,21 @@ class Store:
 
     # --- exports ---------------------------------------------------------------------------------------------------
 
-    def ask_export(self, job: str, format: str) -> Export:
-        """Queues an export unless it is there or on its way; a failed one is tried again."""
+    def ask_export(self, job: str, format: str, options: dict[str, Any] | None = None) -> Export:
+        """Queues an export unless it is there or on its way; a failed one is tried again.
+
+        Other options make it anew, but not while it is being written: then what is returned has the old ones.
+        """
         with self._changing() as db:
-            now = time.time()
             db.execute(
-                "INSERT INTO exports (job, format, state, asked) VALUES (?, ?, 'queued', ?) "
-                "ON CONFLICT (job, format) DO UPDATE SET state = 'queued', error = '', asked = ? "
-                "WHERE state = 'failed'",
-                (job, format, now, now),
+                "INSERT INTO exports (job, format, state, asked, options) VALUES (?, ?, 'queued', ?, ?) "
+                "ON CONFLICT (job, format) DO UPDATE "
+                "SET state = 'queued', error = '', asked = excluded.asked, options = excluded.options "
+                "WHERE state = 'failed' OR (state != 'writing' AND options != excluded.options)",
+                (job, format, time.time(), json.dumps(options or {}, sort_keys=True)),
             )
             export = _export(db.execute("SELECT * FROM exports WHERE job = ? AND format = ?", (job, format)).fetchone())
-            self._say(db, job, {"kind": "export", "format": format, "state": export.state, "bytes": export.bytes})
+            self._say_export(db, export)
             return export
 
     def take_export(self) -> Export | None:
@@ -340,17 +345,23 @@ class Store:
             row = db.execute("SELECT * FROM exports WHERE state = 'queued' ORDER BY asked LIMIT 1").fetchone()
             if row is None:
                 return None
-            query = "UPDATE exports SET state = 'writing' WHERE job = ? AND format = ?"
-            db.execute(query, (row["job"], row["format"]))
-            self._say(db, row["job"], {"kind": "export", "format": row["format"], "state": "writing"})
-            return _export(row)
+            taken = replace(_export(row), state="writing")
+            self._change_export(db, taken)
+            return taken
 
     def end_export(self, export: Export) -> None:
+        """Writing it has come to its state."""
         with self._changing() as db:
-            query = "UPDATE exports SET state = ?, error = ?, file = ?, bytes = ? WHERE job = ? AND format = ?"
-            db.execute(query, (export.state, export.error, export.file, export.bytes, export.job, export.format))
-            body = {"format": export.format, "state": export.state, "error": export.error, "bytes": export.bytes}
-            self._say(db, export.job, {"kind": "export", **body})
+            self._change_export(db, export)
+
+    def _change_export(self, db: sqlite3.Connection, export: Export) -> None:
+        query = "UPDATE exports SET state = ?, error = ?, file = ?, bytes = ? WHERE job = ? AND format = ?"
+        db.execute(query, (export.state, export.error, export.file, export.bytes, export.job, export.format))
+        self._say_export(db, export)
+
+    def _say_export(self, db: sqlite3.Connection, export: Export) -> None:
+        body = {name: getattr(export, name) for name in ("format", "state", "error", "bytes", "options")}
+        self._say(db, export.job, {"kind": "export", **body})
 
     def exports(self, job: str) -> list[Export]:
         return [_export(row) for row in self._rows("SELECT * FROM exports WHERE job = ?", job)]
@@ -389,4 +400,5 @@ def _job(row: sqlite3.Row) -> Job:
 
 
 def _export(row: sqlite3.Row) -> Export:
-    return Export(row["job"], row["format"], row["state"], row["error"], row["file"], row["bytes"])
+    names = ("job", "format", "state", "error", "file", "bytes")
+    return Export(**{name: row[name] for name in names}, options=json.loads(row["options"]))

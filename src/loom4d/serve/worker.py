@@ -9,10 +9,9 @@ import os
 import threading
 import time
 import traceback
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,13 @@ import torch
 from einops import rearrange
 
 from loom4d.cameras import turntable
-from loom4d.export import FORMATS, export
-from loom4d.gaussians.asset import load_asset, render
+from loom4d.gaussians.asset import render
 from loom4d.gaussians.motion import DynamicGaussians
-from loom4d.grid import load_grid, png
+from loom4d.grid import png
 from loom4d.pipeline import generating
 from loom4d.runs import Event, InputError, write_atomically
 from loom4d.serve import choices, plans
+from loom4d.serve.exports import written
 from loom4d.serve.nursery import Channel
 from loom4d.serve.settings import Settings
 from loom4d.serve.store import FullDisk, Job, Store, Timing
@@ -191,7 +190,8 @@ class Worker:
         self.channel.say({"poke": asked.job})
         run = self.settings.run(asked.job)
         try:
-            file = written(run, self.settings.exports(asked.job), asked.format)
+            folder, limits = self.settings.exports(asked.job), self.settings.limits
+            file = written(run, folder, asked.format, asked.options, limits)
             done = replace(asked, state="done", file=file.name, bytes=file.stat().st_size)
         except (InputError, OSError) as reason:
             done = replace(asked, state="failed", error=explained(reason, {run: "this run"}))
@@ -227,32 +227,6 @@ class Clock:
             spent = time.monotonic() - begun
             self.paused += spent
             self.last += spent
-
-
-def written(run: Path, folder: Path, name: str) -> Path:
-    """The run's asset as one file in the format called `name`; what is a folder becomes a ZIP."""
-    chosen = FORMATS[name]
-    asset = load_asset(run / "asset.safetensors")
-    options = chosen.options()
-    if "fitted_size" in {field.name for field in fields(options)}:
-        options = replace(options, fitted_size=load_grid(run / "grid").size[0])
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"{name}{chosen.suffix}"  # two formats may share a suffix
-    try:
-        export(asset, target, name, options)
-    except InputError as error:
-        raise InputError(str(error).replace(f"{target}: ", "")) from error
-    return target if chosen.suffix else zipped(target)
-
-
-def zipped(folder: Path) -> Path:
-    """The folder as a ZIP beside it, which appears whole."""
-    target, partial = folder.with_suffix(".zip"), folder.with_suffix(".partial")
-    with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED, compresslevel=3) as archive:
-        for file in sorted(folder.rglob("*")):
-            archive.write(file, Path(folder.name) / file.relative_to(folder))
-    os.replace(partial, target)
-    return target
 
 
 def explained(reason: Exception, names: dict[Path, str]) -> str:

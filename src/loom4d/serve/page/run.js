@@ -2,6 +2,7 @@
 
 import { ask, duration, film, h, size, spoken, STATES, twice, when } from "./parts.js";
 import { Growing, Loom } from "./loom.js";
+import { optionsForm, told } from "./options.js";
 
 const STAGES = {
   sources: "Cut out", column: "All sides", row: "All moments", grid: "The grid", fit: "Fit in 3D", orbit: "Film", viewer: "Page",
@@ -30,6 +31,7 @@ class RunPage {
     this.stagePlace = h("div", { className: "stage" });
     this.files = h("ul", { className: "files" });
     this.fileRows = new Map();
+    this.made = new Map(job.exports.map((one) => [one.format, one]));  // format -> what was last said of its file
     const { method, preset, quality, seed, priors } = job.choices;
     const facts = [["Method", method], ["Preset", preset], ["Quality", quality], ["Priors", priors], ["Seed", seed]];
     this.facts = h("dl", {}, facts.map(([name, value]) => [h("dt", {}, name), h("dd", {}, String(value))]));
@@ -43,7 +45,6 @@ class RunPage {
       this.wrong, this.lost,
       h("div", { className: "pair" }, h("div", { className: "wide" }, this.rail, this.left, this.stagePlace), side));
     this.take = side.querySelector("#take");
-    for (const one of job.exports) this.exported(one.format, one);
     this.state(job.state, job.error);
   }
 
@@ -209,22 +210,14 @@ class RunPage {
   // --- done ---
 
   async finished() {
+    const fresh = await ask(`/api/jobs/${this.job.id}`).catch(() => this.job);
     this.loom = null;
     this.take.hidden = false;
     const frame = h("iframe", { src: `/api/jobs/${this.job.id}/viewer`, title: `${this.job.title}: the asset, to turn and play`,
       className: "viewer", allow: "fullscreen" });
     frame.setAttribute("sandbox", "allow-scripts allow-downloads");
     this.stagePlace.replaceChildren(frame);
-    const link = (name, about, address, file) => this.row(name, about, h("a", { className: "button", href: address, download: file }, "Download"));
-    const files = `/api/jobs/${this.job.id}`;
-    this.files.replaceChildren(
-      link("page", "this viewer as one file that works offline", `${files}/viewer?download=true`, `${this.job.title}.html`),
-      link("film", "once around, MP4", `${files}/files/orbit.mp4`, `${this.job.title}.mp4`),
-      link("sheet", "the grid as one picture", `${files}/files/grid.png`, `${this.job.title}.png`),
-      ...Object.entries(this.offered.formats).map(([name, one]) => this.formatRow(name, one)));
-    const fresh = await ask(`/api/jobs/${this.job.id}`).catch(() => null);
-    if (!fresh) return;
-    for (const one of fresh.exports) this.exported(one.format, one);
+    if (!this.fileRows.size) this.offerFiles(fresh.refused);
     const stages = fresh.report.stages || {};
     const more = [["Took", duration(fresh.seconds)], ["Finished", when(fresh.finished)],
       ["Input followed", stages.fit ? `${stages.fit.input_psnr} dB` : ""], ["Memory", fresh.report.peak_memory_gb ? `${fresh.report.peak_memory_gb} GB` : ""]];
@@ -233,29 +226,58 @@ class RunPage {
     }
   }
 
+  offerFiles(refused) {
+    const link = (name, about, address, file) => this.row(name, about, h("a", { className: "button", href: address, download: file }, "Download"));
+    const files = `/api/jobs/${this.job.id}`;
+    this.files.replaceChildren(
+      link("page", "this viewer as one file that works offline", `${files}/viewer?download=true`, `${this.job.title}.html`),
+      link("film", "once around, MP4", `${files}/files/orbit.mp4`, `${this.job.title}.mp4`),
+      link("sheet", "the grid as one picture", `${files}/files/grid.png`, `${this.job.title}.png`),
+      ...Object.entries(this.offered.formats).map(([name, one]) => this.formatRow(name, one, refused[name])));
+  }
+
   row(name, about, action) {
     return h("li", {}, h("span", {}, h("b", {}, name), h("span", { className: "soft" }, about)), action);
   }
 
-  formatRow(name, one) {
-    const action = h("span", { className: "action" });
-    const row = this.row(name, one.folder ? `${one.about} (ZIP)` : one.about, action);
-    this.fileRows.set(name, { action, suffix: one.suffix });
-    this.exported(name, { state: "" });
+  /** A format that the asset can be written as, with its options, or why it cannot. */
+  formatRow(name, one, refused) {
+    const about = one.folder ? `${one.about} (ZIP)` : one.about;
+    if (refused) {
+      const row = this.row(name, `${about}. Not for this run: ${refused}.`, null);
+      row.classList.add("refused");
+      return row;
+    }
+    const action = h("span", { className: "action" }), chosen = h("span", { className: "soft" });
+    const options = optionsForm(name, one.options, (values) => this.make(name, values));
+    const row = this.row(name, about, action);
+    row.firstChild.append(chosen);
+    row.append(options.element);
+    const made = this.made.get(name);
+    if (made) options.fill(made.options || {});
+    this.fileRows.set(name, { action, chosen, options });
+    this.exported(name, made || { state: "" });
     return row;
   }
 
+  /** Asks for a file; the stream tells how it goes on. */
+  async make(format, options) {
+    try {
+      await ask(`/api/jobs/${this.job.id}/exports/${format}`, "POST", { options });
+    } catch (reason) {
+      this.exported(format, { state: "failed", error: reason.message, options });
+    }
+  }
+
   /** An export that can be asked for, is on its way, is there, or could not be made. */
-  exported(format, { state, error = "", bytes = 0 }) {
+  exported(format, news) {
+    this.made.set(format, news);
+    const { state, error = "", bytes = 0, options = {} } = news;
     const row = this.fileRows.get(format);
     if (!row) return;
-    const make = (label) => h("button", { type: "button", "aria-label": `${label} ${format}`, onclick: async (event) => {
+    const make = (label) => h("button", { type: "button", "aria-label": `${label} ${format}`, onclick: (event) => {
       event.target.disabled = true;
-      try {
-        await ask(`/api/jobs/${this.job.id}/exports/${format}`, "POST");  // the stream tells how it goes on
-      } catch (reason) {
-        this.exported(format, { state: "failed", error: reason.message });
-      }
+      this.make(format, options);
     } }, label);
     const shown = {
       queued: () => h("span", { className: "soft", role: "status" }, "waiting…"),
@@ -265,6 +287,8 @@ class RunPage {
       failed: () => h("span", {}, h("span", { className: "wrong" }, error), make("Try again")),
     }[state] || (() => make("Make"));
     row.action.replaceChildren(shown());
+    row.chosen.textContent = state && Object.keys(options).length ? `with ${told(options)}` : "";
+    row.options.allow(state !== "queued" && state !== "writing");
     if (state === "done") spoken(`${format} is ready`);
   }
 }
