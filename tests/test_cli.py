@@ -1,6 +1,7 @@
 """The command line as its users meet it: one clear line and exit code 2 for bad input; same seed, same bytes."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -12,12 +13,15 @@ import torch
 from PIL import Image
 
 import loom4d
-from loom4d.cli import commands, gigabytes, main
+from loom4d.cli import commands, main
+from loom4d.cli.making import gigabytes
 from loom4d.denoisers.autoencoder import Autoencoder, AutoencoderConfig
 from loom4d.denoisers.small import SmallConfig, SmallPrior
 from loom4d.denoisers.weights import AUTOENCODER, PRIOR, write_weights
+from loom4d.export import FORMATS
 from loom4d.gaussians.fit import PRESETS as FIT_PRESETS
 from loom4d.methods.diffusion_squared import PRESETS
+from loom4d.options import choices_of
 from loom4d.pipeline import STAGES, confidence_of
 from loom4d.runs import InputError, save_tensors
 
@@ -219,8 +223,39 @@ def test_the_installed_command_says_what_the_machine_has():
 
 
 def imagining_and_fitting(*arguments: str) -> tuple:
-    chosen = commands(["generate", "picture.png", *arguments])["generate"].keywords
-    return chosen["imagining"], chosen["fitting"]
+    chosen = commands(["generate", "picture.png", *arguments])["generate"].keywords["stages"]
+    return chosen.imagining, chosen.fitting
+
+
+OPTIONS = json.loads((Path(__file__).parent / "cli_options.json").read_text())  # what scripts out there may use
+
+
+def listed(command: str, capsys) -> set[str]:
+    """The options that a command's help names."""
+    name, _, format = command.partition(" ")
+    with pytest.raises(SystemExit):
+        main([name, *(["run", "--to", format] if format else []), "--help"])
+    found = re.findall(r"--[a-z0-9][a-z0-9.-]*", capsys.readouterr().out)
+    return {option for option in found if not option.endswith(".")}
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_a_command_has_the_options_that_it_had(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert listed(command, capsys) == set(OPTIONS[command])
+
+
+def test_the_list_of_options_knows_every_command_and_format():
+    assert {name.split(" ")[0] for name in OPTIONS} == set(commands([]))
+    assert {name.split(" ")[1] for name in OPTIONS if " " in name} == set(FORMATS)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_command_and_the_form_have_the_same_options_of_a_format(name):
+    form = {f"--options.{one.name.replace('_', '-')}" for one in choices_of(FORMATS[name].options())}
+    off = {re.sub(r"([^.]+)$", r"no-\1", option) for option in form}  # of switches
+    shown = {option for option in OPTIONS[f"export {name}"] if option.startswith("--options.")}
+    assert form <= shown and shown <= form | off
 
 
 def test_one_dial_sets_the_imagining_and_the_fit_unless_a_preset_is_named():

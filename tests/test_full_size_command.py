@@ -30,17 +30,18 @@ QUICK = [
 ]  # fmt: skip
 KILLED = """
 import os, signal, sys
-from loom4d import cli
+from loom4d.cli import main
+from loom4d.cli.show import Show
 
-shown = cli.Show.__call__
+shown = Show.__call__
 
 def show(self, event):
     shown(self, event)
     if (event.stage, event.step) == ("grid", 1):
         os.kill(os.getpid(), signal.SIGKILL)
 
-cli.Show.__call__ = show
-cli.main(sys.argv[1:])
+Show.__call__ = show
+main(sys.argv[1:])
 """
 
 
