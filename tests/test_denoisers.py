@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from loom4d.denoisers.autoencoder import Autoencoder, AutoencoderConfig
 from loom4d.denoisers.built_in import SmallPriors
-from loom4d.denoisers.family import CrossingClip, Guidance
+from loom4d.denoisers.family import CrossingClip, Guidance, Rows
 from loom4d.denoisers.layers import sinusoids
 from loom4d.denoisers.small import ClipCondition, Crossing, SmallConfig, SmallPrior, bound, guided_prior, place_features
 from loom4d.denoisers.weights import AUTOENCODER, load_autoencoder, load_prior, write_weights
@@ -129,7 +129,7 @@ def test_weights_that_know_no_crossings_refuse_them():
     pictures, angle = torch.rand(1, 4, 16, 16), torch.zeros(1)
     across = CrossingClip(torch.rand(1, 3, 4, 16, 16), angle, angle)
     with pytest.raises(ValueError, match="no crossing"):
-        priors.video(pictures, angle, torch.linspace(0, 1, 3), 0, Guidance(), across)
+        priors.video(Rows(pictures, angle, torch.linspace(0, 1, 3), 0, Guidance(), across))
 
 
 def test_every_picture_sees_every_other(prior):

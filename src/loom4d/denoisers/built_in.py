@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loom4d.denoisers.autoencoder import STRIDE, Autoencoder
-from loom4d.denoisers.family import CrossingClip, Family, Guidance
+from loom4d.denoisers.family import Cells, Columns, Family, Guidance, Rows, answering
 from loom4d.denoisers.shallow import Fresh, Slots, in_steps, shallow_prior
 from loom4d.denoisers.small import ClipCondition, Crossing, SmallPrior, guided_prior
 from loom4d.denoisers.weights import load_autoencoder, load_prior
@@ -83,55 +83,34 @@ class SmallPriors:
         flat = self.encode(rearrange(pictures, "clip picture ... -> (clip picture) ..."))
         return rearrange(flat, "(clip picture) ... -> clip picture ...", clip=len(pictures))
 
-    def video(
-        self,
-        pictures: Float[Tensor, "clip 4 height width"],
-        elevations_deg: Float[Tensor, " clip"],
-        times: Float[Tensor, " frame"],
-        given_frame: int,
-        guidance: Guidance,
-        crossing: CrossingClip | None = None,
-    ) -> Denoiser:
-        since = repeat(clip_times(times, given_frame), "frame -> clip frame", clip=len(pictures))
-        elevations = repeat(elevations_deg, "clip -> clip frame", frame=len(times))
+    def video(self, rows: Rows) -> Denoiser:
+        since = repeat(clip_times(rows.times, rows.given_frame), "frame -> clip frame", clip=len(rows.pictures))
+        elevations = repeat(rows.elevations_deg, "clip -> clip frame", frame=len(rows.times))
         across = None
-        if crossing is not None:
-            turns = repeat(crossing.azimuths_deg, "clip -> clip frame", frame=len(times))
-            across = self.crossing(crossing.pictures, turns)
-        given = self.encode(pictures)[:, None]
-        return self.guided(given, torch.zeros_like(since), elevations, since, guidance, across)
+        if rows.crossing is not None:
+            turns = repeat(rows.crossing.azimuths_deg, "clip -> clip frame", frame=len(rows.times))
+            across = self.crossing(rows.crossing.pictures, turns)
+        given = self.encode(rows.pictures)[:, None]
+        return self.guided(given, torch.zeros_like(since), elevations, since, rows.guidance, across)
 
-    def multiview(
-        self,
-        pictures: Float[Tensor, "clip 4 height width"],
-        azimuths_deg: Float[Tensor, " view"],
-        elevations_deg: Float[Tensor, " view"],
-        guidance: Guidance,
-        crossing: CrossingClip | None = None,
-    ) -> Denoiser:
+    def multiview(self, columns: Columns) -> Denoiser:
         """A column that is told another is seen from there: each view has its own given picture, at the other instant,
         and the picture at azimuth 0 is what crosses it."""
-        azimuths = repeat(azimuths_deg, "view -> clip view", clip=len(pictures))
-        elevations = repeat(elevations_deg, "view -> clip view", clip=len(pictures))
+        pictures, crossing = columns.pictures, columns.crossing
+        azimuths = repeat(columns.azimuths_deg, "view -> clip view", clip=len(pictures))
+        elevations = repeat(columns.elevations_deg, "view -> clip view", clip=len(pictures))
         still = torch.zeros_like(azimuths)
         if crossing is None:
-            return self.guided(self.encode(pictures)[:, None], azimuths, elevations, still, guidance)
-        since = repeat(-crossing.times, "clip -> clip view", view=len(azimuths_deg))
+            return self.guided(self.encode(pictures)[:, None], azimuths, elevations, still, columns.guidance)
+        since = repeat(-crossing.times, "clip -> clip view", view=azimuths.shape[1])
         across = self.crossing(pictures[:, None], -azimuths)
-        return self.guided(self.encode_clips(crossing.pictures), still, elevations, since, guidance, across)
+        return self.guided(self.encode_clips(crossing.pictures), still, elevations, since, columns.guidance, across)
 
-    def image(
-        self,
-        pictures: Float[Tensor, "clip 4 height width"],
-        azimuths_deg: Float[Tensor, " clip"],
-        elevations_deg: Float[Tensor, " clip"],
-        times: Float[Tensor, " clip"],
-        guidance: Guidance,
-        crossing: CrossingClip | None = None,
-    ) -> Denoiser:
+    def image(self, cells: Cells) -> Denoiser:
+        crossing = cells.crossing
         across = None if crossing is None else self.crossing(crossing.pictures, crossing.azimuths_deg[:, None])
-        given = self.encode(pictures)[:, None]
-        return self.guided(given, azimuths_deg[:, None], elevations_deg[:, None], times[:, None], guidance, across)
+        places = (cells.azimuths_deg[:, None], cells.elevations_deg[:, None], cells.times[:, None])
+        return self.guided(self.encode(cells.pictures)[:, None], *places, cells.guidance, across)
 
 
 def small(folder: Path | None = None, settings: object = None) -> Family:
@@ -157,9 +136,9 @@ def family_of(priors: SmallPriors) -> Family:
         sigma_max=80.0,
         encode=priors.encode,
         decode=priors.decode,
-        video=priors.video,
-        multiview=priors.multiview,
-        image=priors.image,
+        video=answering(Rows, priors.video),
+        multiview=answering(Columns, priors.multiview),
+        image=answering(Cells, priors.image),
         crossings=config.crossings,
         shallow=lambda fresh: family_of(SmallPriors(priors.autoencoder, priors.prior, fresh)),
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ParamSpec, Protocol, TypeVar, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -39,6 +39,53 @@ class CrossingClip:
     times: Float[Tensor, " clip"]  # likewise, in lengths of the clip over time
 
 
+@dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance along a clip: linear from `first` to `last`, only while low <= σ <= high."""
+
+    first: float = 1.0
+    last: float = 1.0
+    low: float = 0.0
+    high: float = float("inf")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a video prior is asked: clips over time, each given its picture at `given_frame`. Told `crossing` too, where
+    the family has `crossings`."""
+
+    pictures: Float[Tensor, "clip 4 height width"]
+    elevations_deg: Float[Tensor, " clip"]
+    times: Float[Tensor, " frame"]
+    given_frame: int
+    guidance: Guidance
+    crossing: CrossingClip | None = None  # another row
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What a multi-view prior is asked: clips around the object, each given its picture at azimuth 0 (or 360)."""
+
+    pictures: Float[Tensor, "clip 4 height width"]
+    azimuths_deg: Float[Tensor, " view"]
+    elevations_deg: Float[Tensor, " view"]
+    guidance: Guidance
+    crossing: CrossingClip | None = None  # another column
+
+
+@dataclass(frozen=True)
+class Cells:
+    """What a prior of single pictures is asked: how each cell looks, given the picture at azimuth 0 and time 0 and
+    nothing of its row or column but what `crossing` tells. `times` count in lengths of the clip."""
+
+    pictures: Float[Tensor, "clip 4 height width"]
+    azimuths_deg: Float[Tensor, " clip"]
+    elevations_deg: Float[Tensor, " clip"]
+    times: Float[Tensor, " clip"]
+    guidance: Guidance
+    crossing: CrossingClip | None = None
+
+
 @runtime_checkable
 class VideoPrior(Protocol):
     def __call__(
@@ -50,8 +97,7 @@ class VideoPrior(Protocol):
         guidance: Guidance,
         crossing: CrossingClip | None = None,
     ) -> Denoiser:
-        """A guided denoiser of clips (clip, frame, c, h, w), each given its picture at `given_frame`; a family with
-        `crossings` may be told another row besides."""
+        """A guided denoiser of the clips of `Rows`: (clip, frame, c, h, w)."""
 
 
 @runtime_checkable
@@ -64,8 +110,7 @@ class MultiviewPrior(Protocol):
         guidance: Guidance,
         crossing: CrossingClip | None = None,
     ) -> Denoiser:
-        """A guided denoiser of clips (clip, view, c, h, w), each given its picture at azimuth 0 (or 360); a family
-        with `crossings` may be told another column besides."""
+        """A guided denoiser of the clips of `Columns`: (clip, view, c, h, w)."""
 
 
 @runtime_checkable
@@ -79,19 +124,24 @@ class ImagePrior(Protocol):
         guidance: Guidance,
         crossing: CrossingClip | None = None,
     ) -> Denoiser:
-        """A guided denoiser of single pictures (clip, 1, c, h, w): what a cell looks like, given the picture at
-        azimuth 0 and time 0 and nothing of its row or column but what `crossing` tells; `times` count in lengths of
-        the clip."""
+        """A guided denoiser of the single pictures of `Cells`: (clip, 1, c, h, w)."""
 
 
-@dataclass(frozen=True)
-class Guidance:
-    """Classifier-free guidance along a clip: linear from `first` to `last`, only while low <= σ <= high."""
+Told = ParamSpec("Told")
+Asked = TypeVar("Asked")
 
-    first: float = 1.0
-    last: float = 1.0
-    low: float = 0.0
-    high: float = float("inf")
+
+def answering(record: Callable[Told, Asked], answer: Callable[[Asked], Denoiser]) -> Callable[Told, Denoiser]:
+    """The prior that is asked with the fields of a record (`Rows`, `Columns`, `Cells`) and answers with a denoiser.
+
+    Families write `answer`, which has one argument; that record and protocol agree is what the type checker proves
+    wherever a family's priors are put together.
+    """
+
+    def prior(*told: Told.args, **named: Told.kwargs) -> Denoiser:
+        return answer(record(*told, **named))
+
+    return prior
 
 
 @dataclass(frozen=True)

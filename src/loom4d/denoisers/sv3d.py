@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loom4d.denoisers import vae as vaes
-from loom4d.denoisers.family import CrossingClip, Guidance, MultiviewPrior
+from loom4d.denoisers.family import Columns, MultiviewPrior, answering
 from loom4d.denoisers.stable import (
     ANGLE_WIDTH,
     SCALAR_WIDTH,
@@ -63,18 +63,12 @@ def vector(
 def multiview_prior(model: Stable, unet: Unet, config: SV3DConfig, sequences: int) -> MultiviewPrior:
     """The family's multi-view prior. Views may come in any order; guidance runs along SV3D's own."""
 
-    def prior(
-        pictures: Float[Tensor, "clip 4 height width"],
-        azimuths_deg: Float[Tensor, " view"],
-        elevations_deg: Float[Tensor, " view"],
-        guidance: Guidance,
-        crossing: CrossingClip | None = None,
-    ) -> Denoiser:
-        if crossing is not None:
+    def prior(columns: Columns) -> Denoiser:
+        if columns.crossing is not None:
             raise ValueError("SV3D cannot be told a crossing clip")
-        order, azimuths = orbit_order(azimuths_deg)
-        told = repeated(vector(config, azimuths, elevations_deg[order].float()), len(pictures))
-        given, null = conditions(model, pictures, told, config.noise)
-        return in_order(guided_denoiser(unet, given, null, guidance, len(order), sequences), order)
+        order, azimuths = orbit_order(columns.azimuths_deg)
+        told = repeated(vector(config, azimuths, columns.elevations_deg[order].float()), len(columns.pictures))
+        given, null = conditions(model, columns.pictures, told, config.noise)
+        return in_order(guided_denoiser(unet, given, null, columns.guidance, len(order), sequences), order)
 
-    return prior
+    return answering(Columns, prior)

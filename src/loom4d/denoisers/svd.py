@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loom4d.denoisers import vae as vaes
-from loom4d.denoisers.family import CrossingClip, Guidance, ImagePrior, VideoPrior
+from loom4d.denoisers.family import Cells, ImagePrior, Rows, VideoPrior, answering
 from loom4d.denoisers.stable import (
     SCALAR_WIDTH,
     Kind,
@@ -60,26 +60,20 @@ def video_prior(model: Stable, unet: Unet, config: SVDConfig, sequences: int) ->
     before and after, guidance with it. `unet` is the model's own, or what compiling made of it.
     """
 
-    def prior(
-        pictures: Float[Tensor, "clip 4 height width"],
-        elevations_deg: Float[Tensor, " clip"],
-        times: Float[Tensor, " frame"],
-        given_frame: int,
-        guidance: Guidance,
-        crossing: CrossingClip | None = None,
-    ) -> Denoiser:
-        if crossing is not None:
+    def prior(rows: Rows) -> Denoiser:
+        if rows.crossing is not None:
             raise ValueError("SVD cannot be told a crossing clip")
-        frames = len(times)
+        frames, given_frame = len(rows.times), rows.given_frame
         if given_frame % frames not in (0, frames - 1):
             raise InputError(f"SVD is given its first or its last frame; frame {given_frame} of {frames} is neither")
-        given, null = conditions(model, pictures, repeated(vector(config, frames), len(pictures)), config.noise)
-        denoise = guided_denoiser(unet, given, null, guidance, frames, sequences)
+        told = repeated(vector(config, frames), len(rows.pictures))
+        given, null = conditions(model, rows.pictures, told, config.noise)
+        denoise = guided_denoiser(unet, given, null, rows.guidance, frames, sequences)
         if given_frame % frames == 0:
             return denoise
         return in_order(denoise, torch.arange(frames).flip(0))
 
-    return prior
+    return answering(Rows, prior)
 
 
 def image_prior(
@@ -91,16 +85,10 @@ def image_prior(
     the given picture in every place, which is true of no other camera.
     """
 
-    def prior(
-        pictures: Float[Tensor, "clip 4 height width"],
-        azimuths_deg: Float[Tensor, " clip"],
-        elevations_deg: Float[Tensor, " clip"],
-        times: Float[Tensor, " clip"],
-        guidance: Guidance,
-        crossing: CrossingClip | None = None,
-    ) -> Denoiser:
-        if crossing is not None:
+    def prior(cells: Cells) -> Denoiser:
+        if cells.crossing is not None:
             raise ValueError("SVD cannot be told a crossing clip")
+        pictures = cells.pictures
         fresh = torch.tensor([True, *(not torch.equal(a, b) for a, b in pairwise(pictures))])
         tokens = embed(model, on_white(pictures[fresh].float()))[fresh.cumsum(0) - 1]  # each picture looked at once
         nothing, told = torch.zeros(len(pictures), *latent_shape), repeated(vector(config, 1), len(pictures))
@@ -108,6 +96,6 @@ def image_prior(
         with torch.no_grad():
             given = network.condition(nothing, tokens, told, moving=False)
             null = network.condition(nothing, torch.zeros_like(tokens), told, moving=False)
-        return guided_denoiser(unet, given, null, guidance, 1, at_once)
+        return guided_denoiser(unet, given, null, cells.guidance, 1, at_once)
 
-    return prior
+    return answering(Cells, prior)
