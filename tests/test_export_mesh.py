@@ -22,6 +22,7 @@ from loom4d.export.surface import (
     without_crumbs,
 )
 from loom4d.gaussians.rasterize import RasterOptions, rasterize
+from loom4d.runs import InputError
 from moving_assets import Swinging, as_spacetime
 
 COARSE = SurfaceOptions(resolution=36, views=20, picture=96)
@@ -166,7 +167,7 @@ def drawn(mesh: Mesh, camera, size: int) -> torch.Tensor:
 def test_what_cannot_be_seen_has_no_mesh():
     asset = Swinging(10)
     asset.opacities = torch.zeros(10)
-    with pytest.raises(ValueError, match="nothing of this asset can be seen"):
+    with pytest.raises(InputError, match="nothing of this asset can be seen"):
         bounds(asset.at(0.0))
 
 

@@ -201,5 +201,8 @@ def test_what_has_no_skeleton_is_said_and_refused(tmp_path):
 
 
 def test_a_texture_that_is_too_small_is_refused(taken):
-    with pytest.raises(ValueError, match="64 texels"):
+    with pytest.raises(InputError, match="64 texels"):
         unrolled(taken.mesh, 32)
+    scraps = Mesh(torch.rand(9000, 3), torch.arange(9000).reshape(-1, 3))  # each a chart of its own
+    with pytest.raises(InputError, match="charts do not fit into a texture of 64 texels"):
+        unrolled(scraps, 64)

@@ -19,6 +19,7 @@ from torch import Tensor
 from loom4d.export.coverage import covered
 from loom4d.export.surface import Mesh, Views, normals, seen_colours
 from loom4d.grid import to_bytes
+from loom4d.runs import InputError
 
 STEEPEST = 0.34  # cosine between a face and the axis that its chart is flattened along
 GUTTER = 2  # texels around each chart
@@ -46,7 +47,7 @@ class _Charts:
 def unrolled(mesh: Mesh, size: int) -> Atlas:
     """The mesh's charts packed for a picture of `size`² texels, as large as they fit."""
     if size < 64:
-        raise ValueError(f"a texture needs at least 64 texels a side, got {size}")
+        raise InputError(f"a texture needs at least 64 texels a side, got {size}")
     points, faces = mesh.vertices.double().numpy(), mesh.faces.numpy()
     pairs = neighbouring_faces(faces)
     axis = facing_axes(points, faces, pairs)
@@ -182,7 +183,7 @@ def packed(flat: Float[ndarray, "face 3 2"], chart: Int[ndarray, " face"], size:
         else:
             fits, corners = scale, found
     if fits == 0.0:
-        raise ValueError(f"{count} charts do not fit into a texture of {size} texels; ask for a larger one")
+        raise InputError(f"{count} charts do not fit into a texture of {size} texels; ask for a larger one")
     local = (flat - low[chart][:, None]) * fits
     # a quarter turn, not a swap of axes: no chart is mirrored
     turned = np.stack([local[..., 1], (extent[chart, 1] * fits)[:, None] - local[..., 0]], -1)

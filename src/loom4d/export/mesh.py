@@ -38,6 +38,7 @@ from loom4d.gaussians.gaussians import Gaussians, rotations
 from loom4d.gaussians.motion import DynamicGaussians
 from loom4d.gaussians.motion.spacetime import Spacetime
 from loom4d.options import Between
+from loom4d.runs import InputError
 
 NEAREST = 8  # Gaussians that carry a vertex
 
@@ -45,7 +46,7 @@ NEAREST = 8  # Gaussians that carry a vertex
 @dataclass(frozen=True)
 class MeshOptions:
     frames: Annotated[int, Between(1, 500)] = 24  # instants; engines dislike more than 100 morph targets
-    most_faces: Annotated[int, Between(4, 1_000_000)] = 20_000
+    most_faces: Annotated[int, Between(4, 1_000_000)] = 20_000  # more where fewer would fold it
     canonical: float | None = None  # seconds of the instant that the mesh is taken from; None tries a few
     drawn_to_surface: bool = True  # correct the drift at each instant; off keeps the motion as it is
     surface: SurfaceOptions = field(default_factory=SurfaceOptions)
@@ -179,7 +180,7 @@ def neighbours(
     """The nearest Gaussians of each point, and weights that sum to 1: opacity, falling off with distance."""
     count = min(most, len(gaussians.means))
     if not count:
-        raise ValueError("nothing of this asset can be seen at some instant, so no mesh can follow it")
+        raise InputError("nothing of this asset can be seen at some instant, so no mesh can follow it")
     rows = 2**22 // len(gaussians.means) + 1  # points at a time, so that memory stays small
     found = [torch.cdist(part, gaussians.means).topk(count, largest=False) for part in points.split(rows)]
     distance, index = (torch.cat(parts) for parts in zip(*found, strict=True))

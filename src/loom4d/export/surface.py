@@ -16,6 +16,7 @@ from loom4d.export.coverage import outlines
 from loom4d.gaussians.gaussians import Gaussians
 from loom4d.gaussians.rasterize import RasterOptions, Rendering, rasterize
 from loom4d.options import Between
+from loom4d.runs import InputError
 
 FOV_DEG = 30.0
 SOLID = 0.5  # alpha from which a pixel counts as the object's
@@ -93,7 +94,7 @@ def bounds(gaussians: Gaussians) -> tuple[Float[Tensor, 3], Float[Tensor, 3]]:
     """A box around what can be seen, without the outermost few of a thousand, which are stray."""
     seen = gaussians.select(gaussians.opacities > 0.1)
     if not len(seen.means):
-        raise ValueError("nothing of this asset can be seen at the chosen instant: choose another one")
+        raise InputError("nothing of this asset can be seen at the chosen instant: choose another one")
     means = seen.means.detach()[:: max(1, len(seen.means) // 1_000_000)]
     margin = 2 * seen.log_scales.detach().exp().amax(-1).median()
     return torch.quantile(means, 0.003, dim=0) - margin, torch.quantile(means, 0.997, dim=0) + margin
