@@ -189,7 +189,7 @@ def test_frames_may_share_an_instant(clean):
 @pytest.mark.parametrize("motion", MOTIONS)
 def test_a_placed_asset_looks_the_same_to_placed_cameras(motion, clean):
     """Also for an asset that moves; every tensor that has a length must have been scaled."""
-    few = replace(QUICK, motion=motion, count=100, hull_resolution=16)
+    few = replace(QUICK, motion=motion, count=100, hull_resolution=16, lead=0.0)
     asset = asset_of(initial_state(clean[:3, :2], few), motion)
     placement = Placement(3.0, (1.0, -2.0, 0.5))
     times, cameras = torch.tensor([0.0, 0.3, 1.0]), turntable(2, 3, 20.0)

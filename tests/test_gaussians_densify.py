@@ -29,7 +29,7 @@ GROWING = DensifyConfig(policy="percentile", top=0.1, start=0.0, end=1.0, every=
 
 def grown_state(motion: str, seen: torch.Tensor | None = None) -> FitState:
     """A fit's start of which some Gaussians have been seen to pull."""
-    state = initial_state(picture_grid(4, 3), replace(QUICK, motion=motion, count=60))
+    state = initial_state(picture_grid(4, 3), replace(QUICK, motion=motion, count=60, lead=0.0))
     points = len(state.tensors["asset.means"])
     averages = {k: torch.full_like(t, 0.25) for k, t in state.tensors.items() if not k.startswith("asset.")}
     sums = 1 + torch.arange(points).float() if seen is None else seen

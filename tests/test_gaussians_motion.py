@@ -8,7 +8,7 @@ import torch
 
 from loom4d.cameras import turntable
 from loom4d.gaussians.asset import load_asset, motion_name, render, save_asset
-from loom4d.gaussians.flow import locally_affine, tracked
+from loom4d.gaussians.flow import affine_map, tracked
 from loom4d.gaussians.gaussians import (
     Gaussians,
     multiplied,
@@ -19,11 +19,12 @@ from loom4d.gaussians.gaussians import (
 )
 from loom4d.gaussians.initial import Cloud
 from loom4d.gaussians.motion import MOTIONS, DynamicGaussians
-from loom4d.gaussians.motion.controlled import Controlled, hermite
+from loom4d.gaussians.motion.controlled import Controlled
+from loom4d.gaussians.motion.curve import hermite
 from loom4d.gaussians.motion.deformed import FEATURES, RESOLUTION, Deformed, at_rest
 from loom4d.gaussians.motion.rigid import continued, neighbours, procrustes
 from loom4d.gaussians.motion.skinning import skinned, skinned_reference
-from loom4d.gaussians.motion.spacetime import DROPPED, Spacetime, rotations4, tilted
+from loom4d.gaussians.motion.spacetime import DROPPED, SHORTEST, Spacetime, rotations4, straightened, tilted
 from loom4d.runs import InputError, save_tensors
 
 
@@ -269,11 +270,13 @@ def in_doubles(asset: Deformed) -> Deformed:
 
 
 def test_features_are_products_of_bilinear_samples():
-    asset, times = in_doubles(deformed()), torch.tensor([0.5, 0.9, 1.7, 2.5], dtype=torch.float64)
+    """At the moments of the planes' nodes; between them the planes follow a cubic over time."""
+    asset = in_doubles(deformed())
+    times = torch.linspace(asset.start, asset.end, asset.time.shape[-1], dtype=torch.float64)
     places = asset.means[:20] * 1.5  # some outside the box, where the border holds
     unit = ((places - torch.tensor(asset.centre)) / asset.half).clamp(-1, 1)
     found = asset.features(places, times)
-    assert found.shape == (4, 2 * FEATURES, 20) and (unit.abs() == 1).any()
+    assert found.shape == (len(times), 2 * FEATURES, 20) and (unit.abs() == 1).any()
     sample = lambda plane, first, second: torch.nn.functional.grid_sample(  # noqa: E731
         plane[None], torch.stack([first, second], -1)[None, None], align_corners=True
     )[0, :, 0]
@@ -332,7 +335,7 @@ def test_an_affine_motion_is_found_exactly_from_its_values():
     generator = torch.Generator().manual_seed(0)
     places, queries = torch.randn(2, 80, 3, generator=generator)
     values = torch.tensor([0.3, -0.2, 0.1]).expand(80, 3)
-    torch.testing.assert_close(locally_affine(places, values, queries, 0.5), values, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(affine_map(places, queries, 0.5) @ values, values, rtol=1e-4, atol=1e-4)
 
 
 # --- one instant ----------------------------------------------------------------------------------------------------
@@ -360,3 +363,35 @@ def test_colour_of_degree_zero_is_the_same_from_everywhere():
     padded = torch.cat([colours, torch.zeros(7, 3, 3)], 1)
     seen = rgb_of(padded, means, torch.randn(4, 3))
     torch.testing.assert_close(seen, rgb_of(colours, means, torch.randn(4, 3)).expand(4, 7, 3))
+
+
+# --- what was led takes over ----------------------------------------------------------------------------------------
+
+
+def test_paths_become_as_few_straight_pieces_as_bend_allows():
+    moments = torch.arange(17) / 2
+    straight = moments[:, None] * torch.tensor([0.1, -0.2, 0.3]) + 1.0
+    corner = torch.stack([(moments - 4).abs(), 0 * moments, 0 * moments], -1)
+    pieces = straightened(torch.stack([straight, corner], 1), moments, torch.full((2,), 0.02))
+    first = pieces.point == 0
+    assert first.sum() == 1 and pieces.durations[first] == 4.0 and pieces.times[first] == 4.0
+    torch.testing.assert_close(pieces.velocities[first][0], torch.tensor([0.1, -0.2, 0.3]))
+    torch.testing.assert_close(pieces.means[first][0], torch.tensor([1.4, 0.2, 2.2]))
+    assert (~first).sum() == int(8 / SHORTEST)  # no line is true near the corner, so these are as short as may be
+    rising = pieces.velocities[~first][-1]
+    torch.testing.assert_close(rising, torch.tensor([1.0, 0.0, 0.0]), atol=1e-3, rtol=0)
+
+
+def test_spacetime_takes_over_what_moves_on_straight_lines():
+    still = controlled()
+    frames = torch.tensor(still.keys)
+    shifts = frames[:, None, None] * torch.tensor([0.02, -0.01, 0.03]) + torch.zeros_like(still.shifts)
+    moving = replace(still, shifts=shifts, turns=torch.tensor([1.0, 0, 0, 0]).expand_as(still.turns))
+    taken = Spacetime.following(moving, frames)
+    assert len(taken.means) == len(moving.means)  # one piece each
+    for time in (still.keys[0], sum(still.keys) / len(still.keys), still.keys[-1]):
+        ours, truth = taken.at(time), moving.at(time)
+        torch.testing.assert_close(ours.means, truth.means, rtol=0, atol=1e-3)  # but for how thick it is over how long
+        torch.testing.assert_close(ours.covariances, truth.covariances, rtol=5e-3, atol=1e-5)
+    middle = taken.at((still.keys[0] + still.keys[-1]) / 2)
+    torch.testing.assert_close(middle.opacities, moving.at(0.0).opacities, rtol=1e-3, atol=1e-4)

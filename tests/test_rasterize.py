@@ -59,7 +59,7 @@ def test_kernels_equal_the_float64_specification(images, basis):
         assert (picture - truth).abs().max() < 1e-5
     for name, gradient, truth in zip((*FIELDS, "screen"), gradients, true_gradients, strict=True):
         assert gradient.shape == truth.shape
-        assert (gradient - truth).abs().max() < 1e-5 * truth.abs().max(), name
+        assert (gradient - truth).abs().max() < 2e-5 * truth.abs().max(), name
     assert pictures[1].max() > 0.9 and pictures[1].min() < 0.1
 
 
@@ -92,7 +92,7 @@ def test_one_gaussian_has_a_closed_form(backend):
     x = torch.arange(OPTIONS.width) + 0.5 - OPTIONS.width / 2
     y = torch.arange(OPTIONS.height) + 0.5 - OPTIONS.height / 2
     focal_x = float(camera.intrinsics[0, 0, 0]) * OPTIONS.width
-    variance_x, variance_y = (focal_x * scale / 2) ** 2 + 0.3, (focal * scale / 2) ** 2 + 0.3
+    variance_x, variance_y = (focal_x * scale / 2) ** 2 + OPTIONS.blur, (focal * scale / 2) ** 2 + OPTIONS.blur
     alpha = opacity * torch.exp(-0.5 * (x[None, :] ** 2 / variance_x + y[:, None] ** 2 / variance_y))
     alpha = alpha * (alpha >= 1 / 255)
     rendering = rasterize(one, camera, OPTIONS, backend)

@@ -22,7 +22,7 @@ from loom4d.gaussians.asset import render
 from loom4d.gaussians.densify import DensifyConfig, Growth
 from loom4d.gaussians.gaussians import Ellipsoids, Gaussians
 from loom4d.gaussians.initial import Cloud, ball_cloud, hull_cloud
-from loom4d.gaussians.motion import MOTIONS, DynamicGaussians
+from loom4d.gaussians.motion import FOLLOWING, LEADERS, MOTIONS, DynamicGaussians
 from loom4d.gaussians.objective import (
     LossWeights,
     Perceptual,
@@ -54,15 +54,16 @@ class FitConfig:
     """How a fit runs; `preview()`, `balanced()` and `full()` are the presets."""
 
     motion: str = "controlled"  # stays one object between the frames; "spacetime" where parts come and go
-    count: int = 4000  # Gaussians at the start; "spacetime" has so many for every four frames
-    iterations: int = 800
-    batch: int = 8  # pictures per iteration
-    instants: int = 4  # moments that these show; fewer are faster
-    rate: float = 2.0  # multiplies the motion's learning rates
-    final_rate: float = 0.03  # what is left of them at the end; they fall exponentially
+    count: int = 5000  # Gaussians at the start; where "spacetime" is led, half as many, which become a multiple
+    iterations: int = 1100
+    lead: float = 0.6  # share of them in which "spacetime" is led by "controlled"; 0 where parts come and go
+    batch: int = 4  # pictures per iteration
+    instants: int = 2  # moments that these show; fewer are faster
+    rate: float = 6.0  # multiplies the motion's learning rates
+    final_rate: float = 0.06  # what is left of them at the end; they fall exponentially
     stages: tuple[Stage, ...] = (Stage(0.4, 0.5), Stage())  # coarse to fine
     hull_resolution: int = 48  # voxels per side
-    thinnest: float = 0.3  # no axis of a Gaussian gets shorter than so many pixels at the object's distance
+    thinnest: float = 0.2  # no axis of a Gaussian gets shorter than so many pixels at the object's distance
     needle: float = 4.0  # nor the longest longer than so many times the middle one
     confidence: bool = False  # trust a cell by its similarity to the render (Diffusion²), against inconsistent grids
     perceptual: Literal["autoencoder", "lpips-vgg", "lpips-alexnet"] = "autoencoder"  # what weights.perceptual weighs
@@ -73,6 +74,19 @@ class FitConfig:
     preview_every: int = 100  # iterations; 0 for none
     state_every: int = 100  # iterations between calls of `on_state`
 
+    @property
+    def handover(self) -> int:
+        """The iteration at which a motion takes over from the one that leads it; 0 where none does."""
+        return int(self.lead * self.iterations) if self.motion in LEADERS else 0
+
+    def motion_at(self, step: int) -> str:
+        """The motion that an iteration improves."""
+        return LEADERS[self.motion] if step < self.handover else self.motion
+
+    def motion_of(self, state: FitState) -> str:
+        """The motion whose asset is in a state; at the handover still the leader's."""
+        return self.motion_at(max(state.step - 1, 0))
+
     def stage_at(self, step: int) -> int:
         """Index of the stage to which an iteration belongs."""
         return next(
@@ -82,7 +96,7 @@ class FitConfig:
 
 
 def preview() -> FitConfig:
-    return FitConfig(count=2500, iterations=200, rate=4.0)
+    return FitConfig(count=2500, iterations=300)
 
 
 def balanced() -> FitConfig:
@@ -90,7 +104,7 @@ def balanced() -> FitConfig:
 
 
 def full() -> FitConfig:
-    return replace(balanced(), count=8000, iterations=3000, hull_resolution=64)
+    return replace(balanced(), count=10_000, iterations=4000, hull_resolution=64)
 
 
 PRESETS: dict[str, Callable[[], FitConfig]] = {"preview": preview, "balanced": balanced, "full": full}
@@ -126,8 +140,9 @@ def fit(
     stopped = ""
     for step in range(state.step, config.iterations):
         with _one_torch_thread() as threads:
-            found = _descent(state, targets[config.stage_at(step)], step, config, threads, perceptual)
-            following = _stepped(state, found, config, thinnest, region)
+            begun = handed_over(state, grid.times, config) if step == config.handover > 0 else state
+            found = _descent(begun, targets[config.stage_at(step)], step, config, threads, perceptual)
+            following = _stepped(begun, found, config, thinnest, region)
         if following is None:
             stopped = f"loss {found.loss:.4g} or what follows from it is not finite at iteration {step + 1}; "
             stopped += "kept the state before"
@@ -139,17 +154,17 @@ def fit(
             data = {"loss": round(found.loss, 5), "ssim": round(found.similarity, 4), "seconds": _since(started)}
             yield Event(STAGE, "progress", step=done, total=config.iterations, data=data)
         if config.preview_every and done % config.preview_every == 0 and done < config.iterations:
-            yield _preview(asset_of(state, config.motion), grid, held_out, done, config)
+            yield _preview(asset_of(state, config.motion_of(state)), grid, held_out, done, config)
     if stopped:
         if on_state is not None:
             on_state(state)
         yield Event(STAGE, "note", stopped, state.step, config.iterations)
-    asset = asset_of(state, config.motion)
+    asset = asset_of(state, config.motion_of(state))
     scores = {"given_psnr": score(asset, grid), "seconds": _since(started), "gaussians": len(asset.tensors()["means"])}
     if held_out is not None:
         scores["held_out_psnr"] = score(asset, held_out)
     yield Event(STAGE, "done", step=state.step, total=config.iterations, data=scores)
-    return asset_of(state.to("cpu"), config.motion)
+    return asset_of(state.to("cpu"), config.motion_of(state))
 
 
 def with_previews(work: Work[DynamicGaussians], folder: Path) -> Work[DynamicGaussians]:
@@ -180,7 +195,19 @@ def initial_state(
     generator = torch.Generator().manual_seed(config.seed)
     cloud = points or hull_cloud(grid, config.count, config.hull_resolution, generator, _checked_trust(grid, trust))
     cloud = ball_cloud(grid, config.count, generator) if cloud is None else cloud
-    state = state_of(MOTIONS[config.motion].initial(cloud, grid.times.unique(), config.count, generator))
+    count = config.count // 2 if config.handover else config.count
+    asset = MOTIONS[config.motion_at(0)].initial(cloud, grid.times.unique(), count, generator)
+    return _watched(state_of(asset), config)
+
+
+def handed_over(state: FitState, times: Float[Tensor, " frame"], config: FitConfig) -> FitState:
+    """The state of a leader as one of the motion that was led, of which nothing is learnt yet."""
+    led = FOLLOWING[config.motion](asset_of(state, config.motion_of(state)), times.unique())
+    return _watched(replace(state_of(led), step=state.step), config)
+
+
+def _watched(state: FitState, config: FitConfig) -> FitState:
+    """With what densification needs to know, if it is on."""
     if config.densify.policy == "none":
         return state
     growth = densify.nothing_seen(len(state.tensors["asset.means"]))
@@ -214,7 +241,7 @@ class _Descent:
 def _descent(
     state: FitState, targets: Targets, step: int, config: FitConfig, threads: int, perceptual: Perceptual | None
 ) -> _Descent:
-    tensors, motion, weights = state.part("asset"), MOTIONS[config.motion], config.weights
+    tensors, motion, weights = state.part("asset"), MOTIONS[config.motion_at(step)], config.weights
     leaves = {name: tensors[name].requires_grad_() for name in motion.rates()}
     asset = motion.from_tensors(tensors, state.motion)
     cell = batch_cells(step, targets.views, targets.frames, config)
@@ -252,14 +279,15 @@ def _stepped(state: FitState, found: _Descent, config: FitConfig, thinnest: floa
     """The state after one step down; None where a number is not finite."""
     if not math.isfinite(found.loss) or not all(bool(g.isfinite().all()) for g in found.gradients.values()):
         return None
+    motion = config.motion_at(state.step)
     decay = config.rate * config.final_rate ** (state.step / config.iterations)
-    rates = {name: rate * decay for name, rate in MOTIONS[config.motion].rates().items()}
+    rates = {name: rate * decay for name, rate in MOTIONS[motion].rates().items()}
     following = adam(state, found.gradients, rates)
     bounded_shapes(following.tensors["asset.log_scales"], thinnest, config.needle)
     if found.growth is not None:
         following = replace(following, tensors=following.tensors | named(growth=vars(found.growth)))
     generator = _generator(config.seed, 4, following.step)
-    following = densify.densified(following, config.motion, config.densify, config.iterations, region.half, generator)
+    following = densify.densified(following, motion, config.densify, config.iterations, region.half, generator)
     return following if following.finite() else None
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int
@@ -11,6 +13,7 @@ from loom4d.gaussians.initial import Cloud
 
 MATCHED = 300  # points of each cloud that are matched; the others follow their neighbours
 ROUNDS, BALANCING = 14, 6
+STARTS, CHECKED = 6, 600  # moments from which matching is tried; points by which the best is found
 COLOUR = 0.25  # difference of colour that counts as much as one match width of distance
 
 
@@ -38,17 +41,18 @@ def tracked(
     """
     chosen = _some(start, generator)
     extent = max(float(start.means.std(0, correction=0).norm()), 1e-4)  # of one point, too
+    shares = [turn / (ROUNDS - 1) for turn in range(ROUNDS)]
+    together = [affine_map(chosen.means, chosen.means, extent * 0.3**share) for share in shares]
+    onwards = affine_map(chosen.means, points, 0.3 * extent)
     moved, found = torch.zeros_like(chosen.means), []
     for moment in moments:
         target = _some(moment, generator)
         unlike = torch.cdist(chosen.rgb, target.rgb) ** 2 / (2 * COLOUR**2)
-        for turn in range(ROUNDS):
-            share = turn / (ROUNDS - 1)
-            match_width, together = extent * 0.5 * 0.12**share, extent * 0.3**share
+        for share, smooth in zip(shares, together, strict=True):
+            match_width = extent * 0.5 * 0.12**share
             cost = torch.cdist(chosen.means + moved, target.means) ** 2 / (2 * match_width**2) + unlike
-            towards = _matched(cost) @ target.means - chosen.means
-            moved = locally_affine(chosen.means, towards, chosen.means, together)
-        found.append(points + locally_affine(chosen.means, moved, points, 0.3 * extent))
+            moved = smooth @ (_matched(cost) @ target.means - chosen.means)
+        found.append(points + onwards @ moved)
     return found
 
 
@@ -65,19 +69,38 @@ def farthest(places: Float[Tensor, "point 3"], count: int) -> Int[Tensor, " chos
 def carried(
     cloud: Cloud, times: Float[Tensor, " frame"], count: int, generator: torch.Generator
 ) -> tuple[Cloud, Float[Tensor, "point 3"], Float[Tensor, "frame point 3"]]:
-    """The moment at which the object is most spread out, at most `count` of its points far from each other, and where
-    these are at every frame, by matching the surfaces."""
+    """The moment whose surface reaches those of the others best, at most `count` of its points far from each other, and
+    where these are at every frame, by matching the surfaces.
+
+    It matters which moment that is: where limbs touch, what was matched from there cannot part.
+    """
     moments = cloud.moments()
-    rest = max(range(len(moments)), key=lambda index: float(moments[index].means.std(0, correction=0).norm()))
-    start = moments[rest]
-    points = start.means[farthest(start.means, min(count, len(start.means)))]
-    after = tracked(start, moments[rest + 1 :], points, generator)
-    before = tracked(start, moments[:rest][::-1], points, generator)
-    places = torch.stack([*before[::-1], points, *after])  # (moment, K, 3)
+    tried = range(0, len(moments), math.ceil(len(moments) / STARTS))
+    found = [_carried_from(moments, rest, count, generator) for rest in tried]
+    best = min(range(len(found)), key=lambda index: found[index][0])
+    start, (_, points, places) = moments[tried[best]], found[best]
     if len(moments) < len(times):  # a moment whose masks kept nothing takes the pose of the nearest one
         seen = torch.stack([moment.times[0] for moment in moments])
         places = places[(times[:, None] - seen).abs().argmin(1)]
     return start, points, places
+
+
+def _carried_from(
+    moments: list[Cloud], rest: int, count: int, generator: torch.Generator
+) -> tuple[float, Float[Tensor, "point 3"], Float[Tensor, "moment point 3"]]:
+    """Mean squared distance between a moment's surface, carried along, and the surface that is there; points far from
+    each other, and where they are at every moment."""
+    start = moments[rest]
+    points = start.means[farthest(start.means, min(count, len(start.means)))]
+    watched = torch.cat([points, start.means[:CHECKED]])
+    after = tracked(start, moments[rest + 1 :], watched, generator)
+    before = tracked(start, moments[:rest][::-1], watched, generator)
+    places = torch.stack([*before[::-1], watched, *after])  # (moment, K + checked, 3)
+    missed = 0.0
+    for there, moment in zip(places[:, len(points) :], moments, strict=True):
+        distance = torch.cdist(there, moment.means[: 2 * CHECKED]).square()
+        missed += float(distance.amin(0).mean() + distance.amin(1).mean()) / len(moments)
+    return missed, points, places[:, : len(points)]
 
 
 def _some(cloud: Cloud, generator: torch.Generator) -> Cloud:
@@ -86,25 +109,24 @@ def _some(cloud: Cloud, generator: torch.Generator) -> Cloud:
 
 def _matched(cost: Float[Tensor, "point other"]) -> Float[Tensor, "point other"]:
     """Rows sum to one; columns are balanced before (Sinkhorn), so that no target point is forgotten."""
-    score = -cost
+    kernel = torch.exp(cost.amin(1, keepdim=True) - cost) + 1e-12
+    rows = torch.ones(len(cost))
     for _ in range(BALANCING):
-        score = score - score.logsumexp(0, keepdim=True)
-        score = score - score.logsumexp(1, keepdim=True)
-    return score.exp()
+        columns = 1 / (rows @ kernel)
+        rows = 1 / (kernel @ columns)
+    return rows[:, None] * kernel * columns
 
 
-def locally_affine(
-    places: Float[Tensor, "point 3"],
-    values: Float[Tensor, "point 3"],
-    queries: Float[Tensor, "query 3"],
-    width: float,
-) -> Float[Tensor, "query 3"]:
-    """At each query, the value there of an affine map fitted to the neighbours' values (moving least squares)."""
+def affine_map(
+    places: Float[Tensor, "point 3"], queries: Float[Tensor, "query 3"], width: float
+) -> Float[Tensor, "query point"]:
+    """What, times values at places, gives at each query the value there of an affine map fitted to its neighbours'
+    (moving least squares)."""
     offset = places[None] - queries[:, None]  # (query, point, 3)
     weight = torch.exp(-(offset**2).sum(-1) / (2 * width**2)) + 1e-6
     weight = weight / weight.sum(1, keepdim=True)
     design = torch.cat([torch.ones_like(offset[..., :1]), offset / width], -1)  # (query, point, 4)
     weighted = rearrange(design * weight[..., None], "query point row -> query row point")
     ridge = torch.diag(torch.tensor([0.0, 0.05, 0.05, 0.05]))
-    solution = torch.linalg.solve(weighted @ design + ridge, weighted @ values)
-    return solution[:, 0]
+    there = torch.linalg.solve(weighted @ design + ridge, torch.eye(4)[:1].mT.expand(len(queries), 4, 1))  # symmetric
+    return (there.mT @ weighted)[:, 0]

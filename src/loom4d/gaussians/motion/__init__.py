@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -69,3 +70,6 @@ MOTIONS: dict[str, type[DynamicGaussians]] = {
     "controlled": Controlled,
     "deformed": Deformed,
 }
+# what leads a motion that knows nothing of surfaces, and how it takes over: (leader's asset, seconds of frames) -> own
+LEADERS: dict[str, str] = {"spacetime": "controlled"}
+FOLLOWING: dict[str, Callable[[DynamicGaussians, Tensor], DynamicGaussians]] = {"spacetime": Spacetime.following}

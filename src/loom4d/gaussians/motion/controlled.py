@@ -18,6 +18,7 @@ from torch import Tensor
 from loom4d.gaussians.flow import carried
 from loom4d.gaussians.gaussians import Gaussians, quaternions_of, rotations, sh_of, split_rows
 from loom4d.gaussians.initial import Cloud
+from loom4d.gaussians.motion.curve import hermite
 from loom4d.gaussians.motion.rigid import continued, neighbours, procrustes
 from loom4d.gaussians.motion.skinning import posed, skinned
 
@@ -58,7 +59,7 @@ class Controlled:
 
     @staticmethod
     def initial(cloud: Cloud, times: Float[Tensor, " frame"], count: int, generator: torch.Generator) -> Controlled:
-        """The moment at which the object is most spread out, carried to the others by matching their surfaces."""
+        """The moment from which the others are reached best, carried to them by matching their surfaces."""
         start, points, places = carried(cloud, times, POINTS, generator)
         edges = neighbours(places, min(EDGES, len(points) - 1))
         turns = continued(quaternions_of(procrustes(points, places, edges)))
@@ -144,23 +145,3 @@ class Controlled:
         """One instant, at a time in seconds; before the first and after the last key the object stands still."""
         one = self.slices(torch.tensor([time], dtype=torch.float64))
         return Gaussians(one.means[0], one.quaternions[0], one.log_scales, one.opacities, one.colours)
-
-
-def hermite(times: Float[Tensor, " batch"], keys: Float[Tensor, " key"]) -> Float[Tensor, "batch key"]:
-    """Weights of the keys in a cubic curve through them; slopes are central differences, one-sided at the ends."""
-    count = len(keys)
-    if count == 1:
-        return torch.ones(len(times), 1).to(times)
-    times = times.clamp(keys[0], keys[-1])
-    left = (torch.searchsorted(keys, times, right=True) - 1).clamp(0, count - 2)
-    span = keys[left + 1] - keys[left]
-    u = ((times - keys[left]) / span)[:, None]
-    unit, index = torch.eye(count).to(times), torch.arange(count)
-    low, high = (index - 1).clamp_min(0), (index + 1).clamp_max(count - 1)
-    slopes = (unit[high] - unit[low]) / (keys[high] - keys[low])[:, None]  # (key, key): slope at each key
-    return (
-        (2 * u**3 - 3 * u**2 + 1) * unit[left]
-        + (3 * u**2 - 2 * u**3) * unit[left + 1]
-        + (u**3 - 2 * u**2 + u) * span[:, None] * slopes[left]
-        + (u**3 - u**2) * span[:, None] * slopes[left + 1]
-    )

@@ -2,7 +2,7 @@
 small network turns into a shift, a change of log scale and a change of quaternion (HexPlane 4DGS; STAG4D).
 
 The field is evaluated at the places at rest, which get no gradient through it. For one time a plane over (x, t) is a
-line over x, so that its bilinear samples at many points are one matrix product.
+line over x, so that its samples at many points are one matrix product; between two moments the line follows a cubic.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from loom4d.gaussians.flow import carried
 from loom4d.gaussians.gaussians import Gaussians, quaternions_of, sh_of, split_rows
 from loom4d.gaussians.initial import Cloud
 from loom4d.gaussians.losses import plane_smoothness
+from loom4d.gaussians.motion.curve import hermite
 from loom4d.gaussians.motion.rigid import continued, neighbours, procrustes
 
 ROUND = 0.6  # first scale over the distance of neighbours
@@ -67,7 +68,7 @@ class Deformed:
 
     @staticmethod
     def initial(cloud: Cloud, times: Float[Tensor, " frame"], count: int, generator: torch.Generator) -> Deformed:
-        """The moment at which the object is most spread out, in a field that has learnt how the surface moves."""
+        """The moment from which the others are reached best, in a field that has learnt how the surface moves."""
         start, points, places = carried(cloud, times, TRACKED, generator)
         chosen = start[torch.randperm(len(start.means), generator=generator)[:count]]
         low, high = cloud.means.amin(0), cloud.means.amax(0)
@@ -136,10 +137,11 @@ class Deformed:
         unit = ((places.detach() - torch.tensor(self.centre).to(places)) / self.half).clamp(-1, 1)  # (N, 3)
         pairs = torch.stack([unit[:, [0, 1]], unit[:, [0, 2]], unit[:, [1, 2]]])[:, None]  # (3, 1, N, 2)
         moment = (times.to(places) - self.start) / max(self.end - self.start, 1e-9)
+        smooth = hermite(moment, torch.linspace(0, 1, self.time.shape[-1]).to(moment)).mT  # (moment, B)
         parts = []
         for space, time in ((self.space, self.time), (self.space_fine, self.time_fine)):
             still = torch.nn.functional.grid_sample(space, pairs, align_corners=True, padding_mode="border")
-            lines = torch.einsum("acrm,mb->abcr", time, hats(moment.clamp(0, 1), time.shape[-1]))  # (3, B, C, R)
+            lines = torch.einsum("acrm,mb->abcr", time, smooth)  # (3, B, C, R)
             across = torch.stack([hats((axis + 1) / 2, time.shape[2]) for axis in unit.unbind(-1)])  # (3, R, N)
             moving = lines.flatten(1, 2) @ across  # (3, B·C, N)
             parts.append(still[:, :, 0].prod(0) * moving.unflatten(1, lines.shape[1:3]).prod(0))

@@ -15,12 +15,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from loom4d.gaussians.flow import velocities
-from loom4d.gaussians.gaussians import SPLIT, Ellipsoids, Gaussians, sh_of
+from loom4d.gaussians.gaussians import SPLIT, Ellipsoids, Gaussians, multiplied, sh_of
 from loom4d.gaussians.initial import Cloud
 
 ROUND, LASTS = 0.6, 0.7  # first scale over the distance of neighbours; first duration (one σ) in frames
 FRAMES = 4  # for so many frames there are as many Gaussians as were asked for
-SHORT, LONG = 0.0, 0.0
+SHORT, LONG = 1.0, math.log(0.75)  # weight of the penalty on durations below so many frames, and their logarithm
+BENT, SHORTEST = 0.7, 1.0  # of paths that become straight pieces: error over size; frames of a piece at least
 DROPPED = 0.05  # a Gaussian whose temporal weight is below is not drawn
 
 
@@ -66,6 +67,27 @@ class Spacetime:
             unit=unit,
         )
 
+    @staticmethod
+    def following(asset: Any, times: Float[Tensor, " frame"]) -> Spacetime:
+        """What another motion shows, as pieces of straight lines: each of its Gaussians as few in a row as stay within
+        `BENT` of its size of where it goes. `times` in seconds."""
+        start, end = float(times[0]), float(times[-1])
+        unit = (end - start or 1.0) / max(len(times) - 1, 1)
+        moments = torch.linspace(start, end, 2 * len(times) - 1).to(asset.means)
+        shown = asset.slices(moments)
+        size = shown.log_scales.exp().mean(-1).expand(len(moments), -1).mean(0)  # of each Gaussian
+        pieces = straightened(shown.means, (moments - start) / unit, BENT * size)
+        of = pieces.point
+        nearest = (pieces.times[:, None] - (moments - start) / unit).abs().argmin(1)
+        w, x, y, z = torch.nn.functional.normalize(shown.quaternions[nearest, of], dim=-1).unbind(-1)
+        turn = torch.stack([w, -z, -y, -x], -1)  # over (t, z, y, x), whose handedness is the other one
+        left, right = (multiplied(tilt, turn) for tilt in tilted(pieces.velocities))
+        scales = shown.log_scales.expand(len(moments), -1, 3)[nearest, of]
+        rows = asset.opacity_logits[of], asset.colours[of][:, None]
+        return Spacetime(
+            pieces.means, pieces.times, scales, pieces.durations.log(), left, right, *rows, start, end, unit
+        )
+
     @property
     def time_range(self) -> tuple[float, float]:
         """First and last second that was seen."""
@@ -86,12 +108,12 @@ class Spacetime:
     def rates() -> dict[str, float]:
         """Learning rates, of Adam."""
         return {
-            "means": 2e-3,
-            "times": 2e-2,
+            "means": 1e-3,
+            "times": 5e-3,
             "log_scales": 1e-2,
             "log_durations": 1e-2,
-            "left": 5e-3,
-            "right": 5e-3,
+            "left": 5e-4,
+            "right": 5e-4,
             "opacity_logits": 5e-2,
             "colours": 1e-2,
         }
@@ -161,6 +183,47 @@ class Spacetime:
         orders = torch.arange(harmonics).to(delta)
         waves = torch.cos(2 * math.pi / whole * delta[..., None] * orders)  # (B, N, n)
         return torch.einsum("bpn,pnkc->bpkc", waves, self.colours)
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Straight parts of paths; times count in frames."""
+
+    point: Int[Tensor, " piece"]  # whose path it is part of
+    means: Float[Tensor, "piece 3"]
+    velocities: Float[Tensor, "piece 3"]
+    times: Float[Tensor, " piece"]  # of its middle
+    durations: Float[Tensor, " piece"]  # standard deviation of the weight by which it was fitted
+
+
+def straightened(
+    places: Float[Tensor, "moment point 3"], moments: Float[Tensor, " moment"], bent: Float[Tensor, " point"]
+) -> Pieces:
+    """Each path as 1, 2, 4 ... pieces, as few as stay within `bent` (root of the mean square of what a line leaves,
+    under a bell over time half as wide as the piece), and no more than one for `SHORTEST` frames."""
+    span = float(moments[-1] - moments[0])
+    most, count = max(1, int(span / SHORTEST)), 1
+    waiting, parts = torch.arange(places.shape[1], device=places.device), []
+    while len(waiting):
+        width = max(span / count / 2, 0.5)
+        centres = moments[0] + span * (torch.arange(count).to(moments) + 0.5) / count
+        away = moments - centres[:, None]  # (piece, moment)
+        weights = torch.softmax(-0.5 * (away / width) ** 2, 1)
+        early = (weights * away).sum(1, keepdim=True)
+        here = places[:, waiting]
+        middle = torch.einsum("pm,mkc->pkc", weights, here)
+        slope = torch.einsum("pm,mkc->pkc", weights * (away - early), here)
+        slope = slope / (weights * (away - early) ** 2).sum(1).clamp_min(1e-6)[:, None, None]
+        middle = middle - slope * early[:, :, None]
+        left = here - middle[:, None] - slope[:, None] * away[:, :, None, None]  # (piece, moment, point, 3)
+        error = torch.einsum("pm,pmk->pk", weights, left.square().sum(-1)).amax(0).sqrt()
+        done = (error <= bent[waiting]) | (count >= most)
+        point = waiting[done].repeat(count)
+        lasting = torch.full_like(moments[:1], width).expand(len(point))
+        found = middle[:, done].flatten(0, 1), slope[:, done].flatten(0, 1), centres.repeat_interleave(int(done.sum()))
+        parts.append((point, *found, lasting))
+        waiting, count = waiting[~done], min(2 * count, most)
+    return Pieces(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
 def tilted(

@@ -16,11 +16,11 @@ from loom4d.gaussians.gaussians import Ellipsoids, Gaussians
 
 @dataclass(frozen=True)
 class RasterOptions:
-    """Picture size and the cut-offs of the blending, which CPU and GPU must share to agree (gsplat's values)."""
+    """Picture size and the cut-offs of the blending, which CPU and GPU must share to agree."""
 
     height: int
     width: int
-    blur: float = 0.3  # variance in pixels² added to every projected Gaussian
+    blur: float = 0.1  # variance in pixels² added to every projected Gaussian; that of a pixel is 1/12
     alpha_cut: float = 1 / 255  # contributions below are left out
     alpha_cap: float = 0.999
     near: float = 0.01
