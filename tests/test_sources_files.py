@@ -307,26 +307,29 @@ def test_memory_is_bounded(tmp_path):
 # --- bad input -----------------------------------------------------------------------------------------------------
 
 
-def refused(path, words, **options):
-    with pytest.raises(InputError) as caught:
+def refusal(path, **options) -> str:
+    """What is said of a path that cannot be read, or what is wrong with how it is said."""
+    try:
         read(path, **options)
-    line = str(caught.value)
-    assert "\n" not in line and path.name in line and words in line, line
+    except InputError as error:
+        line = str(error)
+        return "several lines" if "\n" in line else line if path.name in line else "nothing of its name"
+    return "nothing: it was read"
 
 
 def test_bad_paths(tmp_path):
-    refused(tmp_path / "none.png", "no such file")
-    refused(tmp_path, "a folder without pictures")
+    assert "no such file" in refusal(tmp_path / "none.png")
+    assert "a folder without pictures" in refusal(tmp_path)
     (tmp_path / "zero.png").touch()
-    refused(tmp_path / "zero.png", "0 bytes")
-    refused(tmp_path, "zero.png")
+    assert "0 bytes" in refusal(tmp_path / "zero.png")
+    assert "zero.png" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["x.png", "x.txt", "x.mp4", "x.jpg", "x"])
 @pytest.mark.parametrize("content", [b"no picture at all\n" * 50, b"\0" * 3000, b"#EXTM3U\n#EXTINF:1,\n/etc/passwd\n"])
 def test_not_a_picture(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
-    refused(tmp_path / name, "neither a picture nor a video")
+    assert "neither a picture nor a video" in refusal(tmp_path / name)
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif", "bmp", "gif"])
@@ -336,7 +339,7 @@ def test_truncated_pictures(tmp_path, suffix, share):
     path = tmp_path / f"x.{suffix}"
     Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
-    refused(path, "damaged")
+    assert "damaged" in refusal(path)
 
 
 @pytest.mark.parametrize("suffix", ["gif", "webp", "png"])
@@ -347,7 +350,7 @@ def test_truncated_animations(tmp_path, suffix, share):
     path = tmp_path / f"x.{suffix}"
     frames[0].save(path, save_all=True, append_images=frames[1:])
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
-    refused(path, "damaged")
+    assert "damaged" in refusal(path)
 
 
 @pytest.mark.parametrize(("suffix", "codec"), [("mp4", "mpeg4"), ("webm", "libvpx-vp9"), ("mkv", "mpeg4")])
@@ -364,7 +367,7 @@ def test_truncated_films(tmp_path, suffix, codec, share, faststart):
             film.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         film.mux(stream.encode())
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
-    refused(path, "truncated", frames=8)
+    assert "truncated" in refusal(path, frames=8)
 
 
 def test_too_large_pictures_are_refused_before_they_are_decoded(tmp_path):
@@ -377,7 +380,7 @@ def test_too_large_pictures_are_refused_before_they_are_decoded(tmp_path):
         header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
         path = tmp_path / f"{side}.png"
         path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b""))
-        refused(path, "too large")
+        assert "too large" in refusal(path)
 
 
 def test_zero_size(tmp_path):
@@ -391,7 +394,7 @@ def test_zero_size(tmp_path):
 def test_mixed_sizes_and_unreadable_members(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "0.png")
     Image.new("RGB", (4, 6)).save(tmp_path / "1.png")
-    refused(tmp_path, "mixed sizes, 0.png is 4 × 4 but 1.png is 4 × 6")
+    assert "mixed sizes, 0.png is 4 × 4 but 1.png is 4 × 6" in refusal(tmp_path)
     (tmp_path / "1.png").write_text("hello")
     with pytest.raises(InputError, match=r"1\.png: not a picture"):
         read(tmp_path)
@@ -400,7 +403,7 @@ def test_mixed_sizes_and_unreadable_members(tmp_path):
 def test_too_many_frames(tmp_path):
     for index in range(300):
         Image.new("L", (2, 2)).save(tmp_path / f"{index}.png")
-    refused(tmp_path, "has 300 frames")
+    assert "has 300 frames" in refusal(tmp_path)
     assert read(tmp_path, frames=5).frames == 5
     for frames in (0, -1, 100_000):
         with pytest.raises(InputError, match="frames asked for"):
