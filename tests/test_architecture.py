@@ -1,6 +1,7 @@
 """The layers: a module imports only from layers below its own, and siblings in a layer never import each other."""
 
 import ast
+import re
 from pathlib import Path
 
 SOURCE = Path(__file__).parent.parent / "src" / "loom4d"
@@ -31,6 +32,13 @@ def test_every_module_imports_only_from_below():
             continue
         for other in imports(file) - {own}:
             assert LEVEL[other] < LEVEL[own], f"{file.relative_to(SOURCE)} imports {other}"
+
+
+def test_the_page_on_the_house_names_the_same_layers():
+    text = (SOURCE.parent.parent / "docs" / "architecture.md").read_text().split("## Layers")[1].split("|")[0]
+    told = [set(re.findall(r"`(\w+)`", layer)) for layer in re.split(r"(?:^|\s)\d\. ", text)[1:]]
+    there = {path.stem for path in SOURCE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert told == [layer & there for layer in LAYERS]
 
 
 def test_names_say_something_and_files_stay_short():

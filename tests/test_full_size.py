@@ -333,4 +333,4 @@ def test_random_checkpoints_are_some_that_the_loader_takes(folder, tmp_path, cap
     benchmark["main"]([str(tmp_path / "random"), "--sizes", str(folder)])
     sizes = stable.read_sizes(tmp_path / "random")
     for kind, name in zip(KINDS, ("svd_xt", "sv3d_p"), strict=True):
-        stable.opened(tmp_path / "random" / f"{name}.safetensors", kind, sizes)
+        assert callable(stable.opened(tmp_path / "random" / f"{name}.safetensors", kind, sizes))
