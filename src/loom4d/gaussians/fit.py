@@ -55,7 +55,7 @@ class FitConfig:
 
     motion: str = "controlled"  # stays one object between the frames; "spacetime" where parts come and go
     count: int = 5000  # Gaussians at the start; where "spacetime" is led, half as many, which become a multiple
-    iterations: int = 1100
+    iterations: int = 1300
     lead: float = 0.6  # share of them in which "spacetime" is led by "controlled"; 0 where parts come and go
     batch: int = 4  # pictures per iteration
     instants: int = 2  # moments that these show; fewer are faster

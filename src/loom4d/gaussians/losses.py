@@ -161,9 +161,9 @@ def oversize(log_scales: Float[Tensor, "point axis"], limit: float) -> Float[Ten
     return ((log_scales.amax(-1).clamp_max(5.0).exp() / limit) - 1).clamp_min(0).mean()
 
 
-def plane_smoothness(plane: Float[Tensor, "channel first second"]) -> Float[Tensor, ""]:
+def plane_smoothness(planes: Float[Tensor, "*batch channel first second"]) -> Float[Tensor, ""]:
     """Mean squared second difference along the first axis."""
-    return ((plane[:, 2:] - 2 * plane[:, 1:-1] + plane[:, :-2]) ** 2).mean()
+    return ((planes[..., 2:, :] - 2 * planes[..., 1:-1, :] + planes[..., :-2, :]) ** 2).mean()
 
 
 def depth_smoothness(

@@ -93,7 +93,7 @@ class Deformed:
         target = torch.cat([shifts / self.half, turns - torch.tensor([1.0, 0, 0, 0])], -1)
         for step in range(STEPS):
             for group, name in zip(optimiser.param_groups, names, strict=True):
-                group["lr"] = 2 * self.rates()[name] * 0.1 ** (step / STEPS)
+                group["lr"] = 4 * self.rates()[name] * 0.1 ** (step / STEPS)
             field = Deformed.from_tensors(self.tensors() | leaves, self.config())
             shift, _, turn = field.change(points, times)
             loss = (torch.cat([shift / self.half, turn], -1) - target).square().mean() + 0.1 * field.penalty()
@@ -105,8 +105,8 @@ class Deformed:
     @staticmethod
     def rates() -> dict[str, float]:
         """Learning rates, of Adam."""
-        planes = dict.fromkeys(("space", "space_fine", "time", "time_fine"), 1e-2)
-        network = dict.fromkeys(("trunk", "trunk_bias", "head", "head_bias"), 2e-3)
+        planes = dict.fromkeys(("space", "space_fine", "time", "time_fine"), 5e-3)
+        network = dict.fromkeys(("trunk", "trunk_bias", "head", "head_bias"), 1e-3)
         still = {"means": 1e-3, "quaternions": 5e-3, "log_scales": 1e-2, "opacity_logits": 5e-2, "colours": 1e-2}
         return {**still, **planes, **network}
 
@@ -122,12 +122,12 @@ class Deformed:
     def penalty(self) -> Float[Tensor, ""]:
         """Smooth over space and over time, and no change over time where none is needed (hustvl's regularisers)."""
         total = torch.zeros(())
-        for plane in (*self.space, *self.space_fine):
-            total = total + SMOOTH * (plane_smoothness(plane) + plane_smoothness(plane.mT))
-        for plane in (*self.time, *self.time_fine):
-            total = total + SMOOTH * plane_smoothness(plane) + PLAIN * (plane - 1).abs().mean()
-            if plane.shape[-1] > 2:
-                total = total + STEADY * plane_smoothness(plane.mT)
+        for planes in (self.space, self.space_fine):  # means over three planes each
+            total = total + 3 * SMOOTH * (plane_smoothness(planes) + plane_smoothness(planes.mT))
+        for planes in (self.time, self.time_fine):
+            total = total + 3 * SMOOTH * plane_smoothness(planes) + 3 * PLAIN * (planes - 1).abs().mean()
+            if planes.shape[-1] > 2:
+                total = total + 3 * STEADY * plane_smoothness(planes.mT)
         return total
 
     def features(
@@ -215,4 +215,4 @@ def waves(nodes: int, generator: torch.Generator) -> Float[Tensor, "3 feature r 
 def hats(places: Float[Tensor, " point"], nodes: int) -> Float[Tensor, "node point"]:
     """Weights of evenly spaced nodes at places in 0..1: linear interpolation as a matrix."""
     at = places * (nodes - 1)
-    return (1 - (at - torch.arange(nodes)[:, None].to(at)).abs()).clamp_min(0)
+    return (at - torch.arange(nodes)[:, None].to(at)).abs_().neg_().add_(1).clamp_min_(0)
