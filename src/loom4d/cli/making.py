@@ -15,7 +15,7 @@ import torch
 import tyro
 
 from loom4d import pipeline
-from loom4d.cli.show import Show, console
+from loom4d.cli.show import Flat, Show, console
 from loom4d.denoisers.full_size import FullSizeConfig
 from loom4d.export import FORMATS
 from loom4d.export.video import OrbitOptions
@@ -30,7 +30,6 @@ from loom4d.sources.framing import Config as SourceConfig
 from loom4d.viewer import disagreement_of, write_page
 
 SCORED = {"given_psnr": "the pictures given", "held_out_psnr": "those held out"}  # of a fit's report
-Flat = tyro.conf.arg(name="")  # the record's fields are options by their own names
 
 
 @dataclass(frozen=True)

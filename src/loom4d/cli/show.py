@@ -1,12 +1,14 @@
-"""What the commands print with."""
+"""What the commands share: how their arguments are grouped, and what they print with."""
 
 from __future__ import annotations
 
+import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from loom4d.runs import Event
 
+Flat = tyro.conf.arg(name="")  # of a record among the arguments: its fields are options by their own names
 console = Console(highlight=False, soft_wrap=True)
 
 

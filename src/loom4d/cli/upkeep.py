@@ -6,7 +6,7 @@ import importlib.util
 import os
 import platform
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,7 +14,7 @@ import torch
 import tyro
 
 from loom4d import native
-from loom4d.cli.show import Show, console
+from loom4d.cli.show import Flat, Show, console
 from loom4d.denoisers import catalogue
 from loom4d.denoisers.weights import load_autoencoder, load_prior
 from loom4d.runs import InputError, result_of
@@ -55,6 +55,19 @@ def weights(
         console.print("nothing in the catalogue may be used commercially without conditions")
 
 
+@dataclass(frozen=True)
+class Devices:
+    """What trains on which device.
+
+    Attributes:
+        device: Where the network is trained.
+        draw_on: Where training pictures are drawn that are missing: cpu takes all cores, cuda one after another.
+    """
+
+    device: Literal["cpu", "cuda"] = "cpu"
+    draw_on: Literal["cpu", "cuda"] = "cpu"
+
+
 def train(
     recipe: Annotated[str, tyro.conf.Positional],
     /,
@@ -63,8 +76,7 @@ def train(
     minutes: float = float("inf"),
     weights: Path | None = None,
     size: Literal["full", "tiny"] = "full",
-    device: Literal["cpu", "cuda"] = "cpu",
-    draw_on: Literal["cpu", "cuda"] = "cpu",
+    devices: Annotated[Devices, Flat] = Devices(),
     assets: Path | None = None,
 ) -> None:
     """Train one of the built-in networks by its recipe; calling again goes on from the last checkpoint.
@@ -76,25 +88,39 @@ def train(
         minutes: Stop after so long, with a checkpoint.
         weights: Folder with the family's other weight files, and the weights to start from.
         size: tiny is the whole recipe in seconds, to try it.
-        device: Where the network is trained.
-        draw_on: Where training pictures are drawn that are missing: cpu takes all cores, cuda one after another.
         assets: Folder of curated grids to train on besides; weights trained on share-alike assets are shared alike.
     """
     if recipe not in RECIPES:
         raise InputError(f"unknown recipe {recipe!r}; choose one of {', '.join(RECIPES)}")
     chosen = tiny(RECIPES[recipe]) if size == "tiny" else RECIPES[recipe]
-    chosen = replace(chosen, data=replace(chosen.data, device=draw_on))
+    chosen = replace(chosen, data=replace(chosen.data, device=devices.draw_on))
     with Show() as show:
-        path = result_of(run_recipe(chosen, out, data or default_folder(), minutes, weights, device, assets), show)
+        path = result_of(
+            run_recipe(chosen, out, data or default_folder(), minutes, weights, devices.device, assets), show
+        )
     console.print(f"wrote {path}")
+
+
+@dataclass(frozen=True)
+class Door:
+    """Who may ask, and where.
+
+    Attributes:
+        host: The address to listen on. Any other than this machine's own asks browsers for a token.
+        port: 0 takes a free one.
+        allowed_hosts: Names besides this machine's own under which browsers may ask.
+        new_token: Print another login link; cookies of the old one end.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8765
+    allowed_hosts: tuple[str, ...] = ()
+    new_token: bool = False
 
 
 def serve(
     folder: Path = Path("runs/serve"),
-    host: str = "127.0.0.1",
-    port: int = 8765,
-    allowed_hosts: tuple[str, ...] = (),
-    new_token: bool = False,
+    door: Annotated[Door, Flat] = Door(),
     checkpoints: Path | None = None,
     device: Literal["cpu", "cuda"] = "cpu",
     extensions: tuple[str, ...] = (),
@@ -104,10 +130,6 @@ def serve(
 
     Args:
         folder: Where its database, uploads and runs are kept.
-        host: The address to listen on. Any other than this machine's own asks browsers for a token.
-        port: 0 takes a free one.
-        allowed_hosts: Names besides this machine's own under which browsers may ask.
-        new_token: Print another login link; cookies of the old one end.
         checkpoints: Folder with the files of the full-size priors.
         device: Where full-size priors run.
         extensions: Python modules that are imported first and may register methods, presets or formats.
@@ -121,16 +143,16 @@ def serve(
 
     settings = Settings(
         folder=folder,
-        host=host,
-        port=port,
-        allowed_hosts=allowed_hosts,
+        host=door.host,
+        port=door.port,
+        allowed_hosts=door.allowed_hosts,
         checkpoints=checkpoints,
         device=device,
         extensions=extensions,
         limits=Limits(bytes=int(max_megabytes * 1e6)),
     )
     try:
-        serve_app(settings, console.print, new_token)
+        serve_app(settings, console.print, door.new_token)
     except ServeError as error:
         raise InputError(str(error)) from error
 
