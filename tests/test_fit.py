@@ -269,3 +269,12 @@ def test_the_seen_region_of_a_turntable_is_known():
     region = seen_region(turntable(6, 2, elevation_deg=12.0))
     assert region.centre.abs().max() < 1e-4
     assert abs(region.half - 2 * math.tan(math.radians(FOV_DEG / 2))) < 1e-4
+
+
+def test_small_pictures_get_few_gaussians():
+    grid = picture_grid()
+    covered = (grid.rgba[:, :, 3] > 0.5).sum((-2, -1)).float().mean()
+    for dense in (0.5, 1.0):
+        state = initial_state(grid, replace(QUICK, count=10_000, dense=dense))
+        assert len(state.tensors["asset.means"]) == math.ceil(dense * float(covered))
+    assert len(initial_state(grid, replace(QUICK, count=7)).tensors["asset.means"]) == 7

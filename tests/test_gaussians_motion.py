@@ -8,7 +8,7 @@ import torch
 
 from loom4d.cameras import turntable
 from loom4d.gaussians.asset import load_asset, motion_name, render, save_asset
-from loom4d.gaussians.flow import affine_map, tracked
+from loom4d.gaussians.flow import affine_map, carried, tracked
 from loom4d.gaussians.gaussians import (
     Gaussians,
     multiplied,
@@ -395,3 +395,19 @@ def test_spacetime_takes_over_what_moves_on_straight_lines():
         torch.testing.assert_close(ours.covariances, truth.covariances, rtol=5e-3, atol=1e-5)
     middle = taken.at((still.keys[0] + still.keys[-1]) / 2)
     torch.testing.assert_close(middle.opacities, moving.at(0.0).opacities, rtol=1e-3, atol=1e-4)
+
+
+def test_matching_begins_where_the_surface_reaches_all_others():
+    """Two balls that meet half way: from the moment at which they are one, they could not be told apart."""
+    generator = torch.Generator().manual_seed(0)
+    ball = 0.1 * torch.nn.functional.normalize(torch.randn(200, 3, generator=generator), dim=-1)
+    times, parts = torch.linspace(0, 1, 5), []
+    for apart in (0.5, 0.25, 0.0, 0.25, 0.5):
+        side = torch.tensor([apart, 0.0, 0.0])
+        parts.append(torch.cat([ball[:100] - side, ball[100:] + side]))
+    cloud = Cloud(torch.cat(parts), times.repeat_interleave(200), torch.full((1000, 3), 0.5), 0.25)
+    start, points, places = carried(cloud, times, 40, generator)
+    assert start.times[0] != 0.5 and points.shape == (40, 3)
+    for index, moment in enumerate(cloud.moments()):
+        missed = torch.cdist(places[index], moment.means).amin(1)
+        assert missed.mean() < 0.03

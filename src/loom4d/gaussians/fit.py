@@ -55,6 +55,7 @@ class FitConfig:
 
     motion: str = "controlled"  # stays one object between the frames; "spacetime" where parts come and go
     count: int = 5000  # Gaussians at the start; where "spacetime" is led, half as many, which become a multiple
+    dense: float = 3.5  # of them at most for a covered pixel: more would learn how views contradict each other
     iterations: int = 1300
     lead: float = 0.6  # share of them in which "spacetime" is led by "controlled"; 0 where parts come and go
     batch: int = 4  # pictures per iteration
@@ -104,7 +105,7 @@ def balanced() -> FitConfig:
 
 
 def full() -> FitConfig:
-    return replace(balanced(), count=10_000, iterations=4000, hull_resolution=64)
+    return replace(balanced(), count=10_000, dense=7.0, iterations=4000, hull_resolution=64)
 
 
 PRESETS: dict[str, Callable[[], FitConfig]] = {"preview": preview, "balanced": balanced, "full": full}
@@ -193,9 +194,11 @@ def initial_state(
 ) -> FitState:
     """The start of a fit: Gaussians on the given points, or on the visual hull, or in a ball if masks tell nothing."""
     generator = torch.Generator().manual_seed(config.seed)
-    cloud = points or hull_cloud(grid, config.count, config.hull_resolution, generator, _checked_trust(grid, trust))
-    cloud = ball_cloud(grid, config.count, generator) if cloud is None else cloud
-    count = config.count // 2 if config.handover else config.count
+    trust = _checked_trust(grid, trust)
+    count = min(config.count, math.ceil(config.dense * _covered(grid, trust)))
+    cloud = points or hull_cloud(grid, count, config.hull_resolution, generator, trust)
+    cloud = ball_cloud(grid, count, generator) if cloud is None else cloud
+    count = count // 2 if config.handover else count
     asset = MOTIONS[config.motion_at(0)].initial(cloud, grid.times.unique(), count, generator)
     return _watched(state_of(asset), config)
 
@@ -309,6 +312,13 @@ def _one_torch_thread() -> Iterator[int]:
         yield threads
     finally:
         torch.set_num_threads(threads)
+
+
+def _covered(grid: ImageGrid, trust: Float[Tensor, "view frame"]) -> float:
+    """Mean number of pixels that the object covers, over the trusted pictures that show it."""
+    pixels = (grid.rgba[:, :, 3] > 0.5).sum((-2, -1)).float()
+    showing = pixels[(pixels > 0) & (trust > 0)]
+    return float(showing.mean()) if len(showing) else 1.0
 
 
 def _checked_trust(grid: ImageGrid, trust: Tensor | None) -> Float[Tensor, "view frame"]:
