@@ -71,11 +71,12 @@ def test_the_picture_is_the_rasterisers(asset, tmp_path):
             (75, 70, 1.0, 128, [0, 0, 0]),
         ]:
             time = start + part * (end - start)
-            state = {"azimuth": azimuth, "elevation": elevation, "time": time, "size": size, "blur": 0.3}
+            options = RasterOptions(size, size)
+            state = {"azimuth": azimuth, "elevation": elevation, "time": time, "size": size, "blur": options.blur}
             uri = browser.run(f"loom4d.render({json.dumps({**state, 'background': background})})")
             drawn = pixels(Image.open(BytesIO(base64.b64decode(uri.split(",")[1]))).convert("RGB"))
             camera = orbit(torch.tensor(float(azimuth)), float(elevation))
-            truth = rasterize(asset.at(time), camera, RasterOptions(size, size))
+            truth = rasterize(asset.at(time), camera, options)
             truth = truth.on(torch.tensor(background).float()).clamp(0, 1)
             assert psnr(drawn, truth) > 50
             shot = browser.screenshot(x=0, y=0, width=size, height=size)

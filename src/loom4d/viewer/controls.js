@@ -70,7 +70,7 @@ class Viewer {
     return [...page.slice(0, 3).map((part) => part / 255), 1];
   }
 
-  /** The blur of the rasteriser is 0.3 px² at the size of the fit; the same share of a larger picture is more. */
+  /** The blur of the rasteriser is meant at the size of the fit; the same share of a larger picture is more. */
   blurAt(height) {
     if (this.blur !== null) return this.blur;
     return this.header.blur * Math.max(1, height / this.header.fitted_size) ** 2;
