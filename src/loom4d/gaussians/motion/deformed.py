@@ -23,7 +23,7 @@ from loom4d.gaussians.motion.curve import hermite
 from loom4d.gaussians.motion.rigid import continued, neighbours, procrustes
 
 ROUND = 0.6  # first scale over the distance of neighbours
-RESOLUTION, FEATURES, WIDTH = 24, 12, 64  # nodes a side (the finer planes have twice as many); per plane; hidden units
+RESOLUTION, FEATURES, WIDTH = 24, 12, 32  # nodes a side (the finer planes have twice as many); per plane; hidden units
 OUTPUTS = 10  # 3 of place, 3 of log scale, 4 of quaternion
 REACH = 0.1  # a unit of the network's output in half sides of the box; in quaternion and log scale
 SMOOTH, STEADY, PLAIN = 1e-3, 1e-3, 1e-4  # penalties: of space planes, of time planes over time, of time planes off 1
@@ -143,8 +143,10 @@ class Deformed:
             still = torch.nn.functional.grid_sample(space, pairs, align_corners=True, padding_mode="border")
             lines = torch.einsum("acrm,mb->abcr", time, smooth)  # (3, B, C, R)
             across = torch.stack([hats((axis + 1) / 2, time.shape[2]) for axis in unit.unbind(-1)])  # (3, R, N)
-            moving = lines.flatten(1, 2) @ across  # (3, B·C, N)
-            parts.append(still[:, :, 0].prod(0) * moving.unflatten(1, lines.shape[1:3]).prod(0))
+            moving = (lines.flatten(1, 2) @ across).unflatten(1, lines.shape[1:3])  # (3, B, C, N)
+            xy, xz, yz = still[:, :, 0].unbind(0)
+            xt, yt, zt = moving.unbind(0)
+            parts.append(xy * xz * yz * (xt * yt * zt))
         return torch.cat(parts, 1)
 
     def change(
