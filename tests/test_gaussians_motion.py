@@ -20,7 +20,7 @@ from loom4d.gaussians.gaussians import (
 from loom4d.gaussians.initial import Cloud
 from loom4d.gaussians.motion import MOTIONS, DynamicGaussians
 from loom4d.gaussians.motion.controlled import Controlled
-from loom4d.gaussians.motion.curve import hermite
+from loom4d.gaussians.motion.curve import hermite, spline
 from loom4d.gaussians.motion.deformed import FEATURES, RESOLUTION, Deformed, at_rest
 from loom4d.gaussians.motion.rigid import continued, neighbours, procrustes
 from loom4d.gaussians.motion.skinning import skinned, skinned_reference
@@ -411,3 +411,27 @@ def test_matching_begins_where_the_surface_reaches_all_others():
     for index, moment in enumerate(cloud.moments()):
         missed = torch.cdist(places[index], moment.means).amin(1)
         assert missed.mean() < 0.03
+
+
+def test_a_spline_goes_through_its_keys_and_bends_least():
+    keys = torch.tensor([0.0, 1.0, 1.5, 3.0, 4.0], dtype=torch.float64)
+    torch.testing.assert_close(spline(keys, keys), torch.eye(5, dtype=torch.float64))
+    times = torch.linspace(-1, 5, 61, dtype=torch.float64)
+    torch.testing.assert_close(spline(times, keys) @ (2 * keys - 1), 2 * times.clamp(0, 4) - 1)
+    fine = torch.linspace(0, 4, 4001, dtype=torch.float64)
+    values = torch.tensor([0.0, 2.0, -1.0, 1.0, 0.0], dtype=torch.float64)
+    bending = [float((curve(fine, keys) @ values).diff(n=2).square().sum()) for curve in (spline, hermite)]
+    assert bending[0] < 0.8 * bending[1]
+    swing = torch.arange(17, dtype=torch.float64)  # a swing every four keys, which these catch well
+    middle = torch.linspace(4.5, 11.5, 8, dtype=torch.float64)
+    missed = [(curve(middle, swing) @ torch.sin(swing * torch.pi / 2 + 0.4)) for curve in (spline, hermite)]
+    truth = torch.sin(middle * torch.pi / 2 + 0.4)
+    assert (missed[0] - truth).abs().max() < 0.4 * (missed[1] - truth).abs().max()
+
+
+def test_a_finished_fit_is_the_same_at_its_keys():
+    asset = controlled()
+    finished = asset.finished()
+    assert len(finished.keys) == 2 * len(asset.keys) - 1
+    for time in asset.keys:
+        torch.testing.assert_close(finished.at(time).means, asset.at(time).means, rtol=0, atol=1e-5)

@@ -57,7 +57,7 @@ class FitConfig:
     count: int = 5000  # Gaussians at the start; where "spacetime" is led, half as many, which become a multiple
     dense: float = 3.5  # of them at most for a covered pixel: more would learn how views contradict each other
     iterations: int = 1300
-    lead: float = 0.6  # share of them in which "spacetime" is led by "controlled"; 0 where parts come and go
+    lead: float = 0.75  # share of them in which "spacetime" is led by "controlled"; 0 where parts come and go
     batch: int = 4  # pictures per iteration
     instants: int = 2  # moments that these show; fewer are faster
     rate: float = 6.0  # multiplies the motion's learning rates
@@ -160,12 +160,12 @@ def fit(
         if on_state is not None:
             on_state(state)
         yield Event(STAGE, "note", stopped, state.step, config.iterations)
-    asset = asset_of(state, config.motion_of(state))
+    asset = asset_of(state, config.motion_of(state)).finished()
     scores = {"given_psnr": score(asset, grid), "seconds": _since(started), "gaussians": len(asset.tensors()["means"])}
     if held_out is not None:
         scores["held_out_psnr"] = score(asset, held_out)
     yield Event(STAGE, "done", step=state.step, total=config.iterations, data=scores)
-    return asset_of(state.to("cpu"), config.motion_of(state))
+    return asset_of(state.to("cpu"), config.motion_of(state)).finished()
 
 
 def with_previews(work: Work[DynamicGaussians], folder: Path) -> Work[DynamicGaussians]:
@@ -205,7 +205,7 @@ def initial_state(
 
 def handed_over(state: FitState, times: Float[Tensor, " frame"], config: FitConfig) -> FitState:
     """The state of a leader as one of the motion that was led, of which nothing is learnt yet."""
-    led = FOLLOWING[config.motion](asset_of(state, config.motion_of(state)), times.unique())
+    led = FOLLOWING[config.motion](asset_of(state, config.motion_of(state)).finished(), times.unique())
     return _watched(replace(state_of(led), step=state.step), config)
 
 

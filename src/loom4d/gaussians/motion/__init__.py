@@ -61,6 +61,9 @@ class DynamicGaussians(Protocol):
     def split(self, chosen: Int[Tensor, " point"], generator: torch.Generator) -> dict[str, Tensor]:
         """Those fields of two smaller Gaussians, drawn from it, in the place of each chosen one."""
 
+    def finished(self) -> DynamicGaussians:
+        """What a fit hands out in the end: the same at the moments that were seen, made good between them."""
+
     def penalty(self) -> Float[Tensor, ""]:
         """What this motion should not do where no picture forbids it."""
 

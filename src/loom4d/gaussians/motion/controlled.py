@@ -8,7 +8,7 @@ points (linear blend skinning), and a penalty keeps neighbouring points as rigid
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 from loom4d.gaussians.flow import carried
 from loom4d.gaussians.gaussians import Gaussians, quaternions_of, rotations, sh_of, split_rows
 from loom4d.gaussians.initial import Cloud
-from loom4d.gaussians.motion.curve import hermite
+from loom4d.gaussians.motion.curve import hermite, spline
 from loom4d.gaussians.motion.rigid import continued, neighbours, procrustes
 from loom4d.gaussians.motion.skinning import posed, skinned
 
@@ -121,6 +121,15 @@ class Controlled:
 
     def _edge_length(self) -> Tensor:
         return (self.points[self.edges] - self.points[:, None]).square().sum(-1).mean().sqrt().clamp_min(1e-6)
+
+    def finished(self) -> Controlled:
+        """The same at its keys, with keys half way between them on the natural spline, which bends less than the
+        curve from key to key; `hermite` alone needs no more than the nearest keys, which players like."""
+        keys = torch.tensor(self.keys, dtype=torch.float64)
+        finer = torch.cat([keys, (keys[1:] + keys[:-1]) / 2]).sort().values
+        curve = spline(finer, keys).to(self.shifts)
+        shifts, turns = (torch.einsum("tk,kpc->tpc", curve, values) for values in (self.shifts, self.turns))
+        return replace(self, shifts=shifts, turns=turns, keys=finer.tolist())
 
     def slices(self, times: Float[Tensor, " batch"]) -> Gaussians:
         """Several instants: x' = Σ w [R (x − p) + p + T], and the blended rotation turns the Gaussian."""

@@ -19,7 +19,7 @@ from loom4d.gaussians.flow import carried
 from loom4d.gaussians.gaussians import Gaussians, quaternions_of, sh_of, split_rows
 from loom4d.gaussians.initial import Cloud
 from loom4d.gaussians.losses import plane_smoothness
-from loom4d.gaussians.motion.curve import hermite
+from loom4d.gaussians.motion.curve import spline
 from loom4d.gaussians.motion.rigid import continued, neighbours, procrustes
 
 ROUND = 0.6  # first scale over the distance of neighbours
@@ -137,7 +137,7 @@ class Deformed:
         unit = ((places.detach() - torch.tensor(self.centre).to(places)) / self.half).clamp(-1, 1)  # (N, 3)
         pairs = torch.stack([unit[:, [0, 1]], unit[:, [0, 2]], unit[:, [1, 2]]])[:, None]  # (3, 1, N, 2)
         moment = (times.to(places) - self.start) / max(self.end - self.start, 1e-9)
-        smooth = hermite(moment, torch.linspace(0, 1, self.time.shape[-1]).to(moment)).mT  # (moment, B)
+        smooth = spline(moment, torch.linspace(0, 1, self.time.shape[-1]).to(moment)).mT  # (moment, B)
         parts = []
         for space, time in ((self.space, self.time), (self.space_fine, self.time_fine)):
             still = torch.nn.functional.grid_sample(space, pairs, align_corners=True, padding_mode="border")
@@ -156,6 +156,9 @@ class Deformed:
         hidden = torch.relu(self.trunk @ self.features(places, times) + self.trunk_bias[:, None])  # (B, W, N)
         raw = REACH * (self.head @ hidden + self.head_bias[:, None]).mT  # (B, N, 10)
         return raw[..., :3] * self.half, raw[..., 3:6], raw[..., 6:]
+
+    def finished(self) -> Deformed:
+        return self
 
     def slices(self, times: Float[Tensor, " batch"]) -> Gaussians:
         """Several instants: what is at rest plus the field's changes; quaternions are added before normalisation."""

@@ -152,6 +152,9 @@ class Spacetime:
         covariances = self.covariances()
         return covariances[:, :3, 3] / covariances[:, 3:, 3] / self.unit
 
+    def finished(self) -> Spacetime:
+        return self
+
     def slices(self, times: Float[Tensor, " batch"]) -> Ellipsoids:
         """The conditional Gaussians at several seconds; means and opacities are batched, shapes do not change.
 
