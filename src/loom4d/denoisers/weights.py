@@ -15,7 +15,7 @@ from loom4d.runs import InputError, load_tensors, save_tensors
 
 BUILT_IN = Path(__file__).parent / "weights"
 AUTOENCODER, PRIOR = "autoencoder.safetensors", "prior.safetensors"
-LICENCE = "Apache-2.0"  # of the built-in weights: trained on procedural objects of our own alone
+LICENCE = "Apache-2.0"  # of the built-in weights: trained on procedural objects of our own and on CC0 assets
 
 
 def write_weights(path: Path, network: nn.Module, facts: dict[str, Any]) -> Path:

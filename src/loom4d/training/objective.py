@@ -115,7 +115,7 @@ def mosaic(pictures: Float[Tensor, "row column 3 h w"], zoom: int = 2) -> Image.
 
 CELL_SHARE = 0.1  # of the prior's steps, on single pictures: what rows and columns have in common
 VIDEO_SHARE = 0.4  # of a step's clips, over time; the rest go around the object
-CROSSED_SHARE = 0.7  # of the clips, told a clip that crosses them
+CROSSED_SHARE = 0.5  # of the clips, told a clip that crosses them
 
 # --- the priors -----------------------------------------------------------------------------------------------------
 
