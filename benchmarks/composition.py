@@ -28,7 +28,8 @@ import tyro
 from PIL import Image
 
 from composition_rules import ABLATION, FINALISTS, RULES
-from loom4d.denoisers import DENOISERS, Family
+from loom4d.denoisers import Family
+from loom4d.denoisers.built_in import SmallPriors, family_of
 from loom4d.denoisers.weights import load_autoencoder, load_prior
 from loom4d.evaluation.consistency import change_psnr, hull_agreement, motion
 from loom4d.evaluation.perceptual import perceptual_distance
@@ -74,14 +75,13 @@ def facts(bench: Bench) -> dict[str, Any]:
 
 def bench(priors: Path | None, out: Path, grids: Path) -> Bench:
     torch.set_num_threads(1)
-    family = DENOISERS["small"](priors, None)
+    (autoencoder, known), (network, facts) = load_autoencoder(priors), load_prior(priors)
     asked = [0]
-    network = family.video.__self__.prior
     network.register_forward_hook(
         lambda module, inputs, output: asked.__setitem__(0, asked[0] + output[:, :, 0].numel())
     )
-    autoencoder, known = load_autoencoder(priors)
-    digest = hashlib.sha256((known["sha256"] + load_prior(priors)[1]["sha256"]).encode()).hexdigest()[:12]
+    family = family_of(SmallPriors(autoencoder, network))
+    digest = hashlib.sha256((known["sha256"] + facts["sha256"]).encode()).hexdigest()[:12]
     kept = json.loads(out.read_text())["rows"] if out.exists() else []
     rows = {key_of(row): row for row in kept}
     return Bench(family, asked, autoencoder.features, digest, grids / digest, rows, out)

@@ -42,6 +42,7 @@ RULES: dict[str, DiffusionSquaredConfig] = {
     "guidance 3": ours(**guidance(3.0)),
     "share 0.2": ours(share=constant(0.2)),
     "share 0.6": ours(share=constant(0.6)),
+    "share 0.8": ours(share=constant(0.8)),
     "motion from multi-view": ours(share=constant(0.2), bands=BandsConfig("time", 0.35, constant(0.6))),
     "motion from multi-view alone": ours(share=constant(0.2), bands=BandsConfig("time", 0.35, constant(1.0))),
     "guidance 1 to 80": ours(**guidance(2.0, 1.0, 80.0)),
