@@ -105,7 +105,7 @@ def balanced() -> FitConfig:
 
 
 def full() -> FitConfig:
-    return replace(balanced(), count=10_000, dense=7.0, iterations=4000, hull_resolution=64)
+    return replace(balanced(), count=6000, iterations=2600)
 
 
 PRESETS: dict[str, Callable[[], FitConfig]] = {"preview": preview, "balanced": balanced, "full": full}
