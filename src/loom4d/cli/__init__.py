@@ -13,6 +13,7 @@ from rich.console import Console
 from loom4d.cli.making import StageChoice, export_to, fit_command, generate, view
 from loom4d.cli.upkeep import curate_command, doctor, serve, train, weights
 from loom4d.gaussians.fit import PRESETS as FIT_PRESETS
+from loom4d.gaussians.fit import forgiving
 from loom4d.methods import METHODS
 from loom4d.methods.diffusion_squared import PRESETS
 from loom4d.runs import InputError
@@ -31,7 +32,7 @@ def commands(arguments: list[str]) -> dict[str, Callable[..., None]]:
     imagining = PRESETS.get(meant, PRESETS["default"])()
     fitting = FIT_PRESETS.get(quality, FIT_PRESETS["balanced"])()
     return {
-        "generate": functools.partial(generate, stages=StageChoice(imagining=imagining, fitting=fitting)),
+        "generate": functools.partial(generate, stages=StageChoice(imagining=imagining, fitting=forgiving(fitting))),
         "fit": functools.partial(fit_command, fitting=fitting),
         "view": view,
         "export": export_to(named("--to", "")),

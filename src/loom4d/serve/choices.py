@@ -13,6 +13,7 @@ from loom4d.denoisers import DENOISERS, Family
 from loom4d.denoisers.full_size import FullSizeConfig
 from loom4d.export import FORMATS, Format
 from loom4d.gaussians.fit import PRESETS as QUALITIES
+from loom4d.gaussians.fit import forgiving
 from loom4d.gaussians.motion import MOTIONS
 from loom4d.methods import METHODS
 from loom4d.options import choices_of
@@ -111,7 +112,7 @@ def config_of(choices: dict[str, Any], checkpoints: Path | None, device: str, ti
     method = METHODS[choices["method"]]
     preset = method.meant(choices["preset"], choices["priors"], choices["quality"])
     imagining = method.presets[preset](choices["seed"])
-    fitting = QUALITIES[choices["quality"]]()
+    fitting = forgiving(QUALITIES[choices["quality"]]())
     return replace(
         config,
         method=choices["method"],
