@@ -101,6 +101,9 @@ class Swinging:
     def tensors(self) -> dict[str, torch.Tensor]:
         return {}
 
+    def finished(self) -> Swinging:
+        return self
+
     def config(self) -> dict:
         return {}
 
