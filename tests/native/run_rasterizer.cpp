@@ -26,7 +26,7 @@ int main() {
     const auto blended_gradient = read_floats(images * 4 * plane), alpha_gradient = read_floats(images * plane);
     const Loom4dScene scene = {sizes[0], sizes[1], sizes[2], sizes[3], 2,
                                means.data(), covariances.data(), opacities.data(), colours.data(), cameras.data(),
-                               nullptr, 0, 0, 0, 0, 0.3f, 1.0f / 255, 0.999f, 0.01f};
+                               nullptr, 0, 0, 0, 0, 0.1f, 1.0f / 255, 0.999f, 0.01f};
     std::vector<float> blended(images * 4 * plane), alpha(images * plane), median(images * plane);
     const Loom4dPictures pictures = {blended.data(), alpha.data(), median.data()};
     void *state = loom4d_rasterize_forward(&scene, &pictures);
