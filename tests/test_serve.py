@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from starlette.datastructures import Headers
@@ -223,7 +223,8 @@ def test_names_are_shown_and_never_used(app, name):
     assert job["title"] == title_of(answer["name"])
 
 
-@settings(max_examples=40)
+# The first text of a machine waits for hypothesis's table of Unicode.
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.text(max_size=300))
 def test_a_shown_name_is_one_line_without_folders_and_marks(name):
     line = shown(name)
