@@ -24,7 +24,7 @@ from loom4d.denoisers.weights import load_autoencoder
 from loom4d.evaluation.scores import foreground_psnr, psnr
 from loom4d.export.video import OrbitOptions, write_orbit
 from loom4d.gaussians.asset import load_asset, render, save_asset
-from loom4d.gaussians.fit import FitConfig, balanced, fit, forgiving, with_previews
+from loom4d.gaussians.fit import PRESETS, FitConfig, fit, forgiving, with_previews
 from loom4d.gaussians.motion import DynamicGaussians
 from loom4d.gaussians.objective import Perceptual
 from loom4d.gaussians.perceptual import feature_distance, lpips
@@ -41,6 +41,11 @@ from loom4d.viewer import disagreement_of, write_page
 STAGES = ("sources", "imagine", "fit", "orbit", "viewer")
 
 
+def fitting_of(quality: str) -> FitConfig:
+    """How a generated grid is fitted at one of the fit's qualities."""
+    return forgiving(PRESETS[quality]())
+
+
 @dataclass(frozen=True)
 class GenerateConfig:
     """Everything a run depends on besides its input; written to `config.json`."""
@@ -53,7 +58,7 @@ class GenerateConfig:
     seed: int = 0
     source: SourceConfig = field(default_factory=lambda: SourceConfig(fill=0.75, elevation_deg=5.0))
     imagining: Any = None  # the method's configuration; None is the preset's
-    fitting: FitConfig = field(default_factory=lambda: forgiving(balanced()))
+    fitting: FitConfig = field(default_factory=lambda: fitting_of("balanced"))
     given_trust: float = 3.0  # how much more the fit trusts a given picture than a generated one
     doubt: float = 0.0  # 0..1: how far the fit distrusts what the priors disagreed about while it was drawn
     orbit: OrbitOptions = field(default_factory=OrbitOptions)

@@ -13,9 +13,9 @@ from rich.console import Console
 from loom4d.cli.making import StageChoice, export_to, fit_command, generate, view
 from loom4d.cli.upkeep import curate_command, doctor, serve, train, weights
 from loom4d.gaussians.fit import PRESETS as FIT_PRESETS
-from loom4d.gaussians.fit import forgiving
 from loom4d.methods import METHODS
 from loom4d.methods.diffusion_squared import PRESETS
+from loom4d.pipeline import fitting_of
 from loom4d.runs import InputError
 
 
@@ -28,12 +28,12 @@ def commands(arguments: list[str]) -> dict[str, Callable[..., None]]:
         return given[-1] if given else default
 
     quality = named("--quality", "balanced")
+    known = quality if quality in FIT_PRESETS else "balanced"  # another one is refused when it is parsed
     meant = METHODS["diffusion-squared"].meant(named("--preset", "default"), named("--priors", "small"), quality)
     imagining = PRESETS.get(meant, PRESETS["default"])()
-    fitting = FIT_PRESETS.get(quality, FIT_PRESETS["balanced"])()
     return {
-        "generate": functools.partial(generate, stages=StageChoice(imagining=imagining, fitting=forgiving(fitting))),
-        "fit": functools.partial(fit_command, fitting=fitting),
+        "generate": functools.partial(generate, stages=StageChoice(imagining=imagining, fitting=fitting_of(known))),
+        "fit": functools.partial(fit_command, fitting=FIT_PRESETS[known]()),
         "view": view,
         "export": export_to(named("--to", "")),
         "weights": weights,

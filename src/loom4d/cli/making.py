@@ -76,7 +76,7 @@ class StageChoice:
 
     source: SourceConfig = pipeline.GenerateConfig().source
     imagining: DiffusionSquaredConfig = field(default_factory=DiffusionSquaredConfig)
-    fitting: FitConfig = field(default_factory=FitConfig)
+    fitting: FitConfig = pipeline.GenerateConfig().fitting
     orbit: OrbitOptions = field(default_factory=OrbitOptions)
 
 

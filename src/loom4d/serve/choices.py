@@ -13,11 +13,10 @@ from loom4d.denoisers import DENOISERS, Family
 from loom4d.denoisers.full_size import FullSizeConfig
 from loom4d.export import FORMATS, Format
 from loom4d.gaussians.fit import PRESETS as QUALITIES
-from loom4d.gaussians.fit import forgiving
 from loom4d.gaussians.motion import MOTIONS
 from loom4d.methods import METHODS
 from loom4d.options import choices_of
-from loom4d.pipeline import GenerateConfig
+from loom4d.pipeline import GenerateConfig, fitting_of
 from loom4d.runs import InputError
 from loom4d.serve.settings import Settings
 from loom4d.sources.framing import KINDS
@@ -112,7 +111,7 @@ def config_of(choices: dict[str, Any], checkpoints: Path | None, device: str, ti
     method = METHODS[choices["method"]]
     preset = method.meant(choices["preset"], choices["priors"], choices["quality"])
     imagining = method.presets[preset](choices["seed"])
-    fitting = forgiving(QUALITIES[choices["quality"]]())
+    fitting = fitting_of(choices["quality"])
     return replace(
         config,
         method=choices["method"],

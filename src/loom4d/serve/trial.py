@@ -19,10 +19,12 @@ from loom4d.gaussians.fit import fit
 from loom4d.gaussians.motion import DynamicGaussians
 from loom4d.grid import ImageGrid
 from loom4d.methods import METHODS
+from loom4d.pipeline import fitting_of
 from loom4d.runs import Work
 from loom4d.serve import choices
+from loom4d.serve.records import Timing
 from loom4d.serve.settings import Settings
-from loom4d.serve.store import Store, Timing
+from loom4d.serve.store import Store
 from loom4d.viewer import write_page
 
 STEPS = 3  # of imagining
@@ -95,7 +97,7 @@ def imagining_seconds(family: Family, method: Any, config: Any) -> Generator[Non
 
 def fit_seconds(grid: ImageGrid, quality: str) -> Generator[None, None, tuple[DynamicGaussians, dict[str, float]]]:
     """(an asset, seconds of a whole fit of `quality`), from `ITERATIONS` of it."""
-    config = QUALITIES[quality]()
+    config = fitting_of(quality)
     few = replace(config, iterations=min(ITERATIONS, config.iterations), preview_every=0, state_every=0)
     spent = 0.0
     ticks: list[float] = []
