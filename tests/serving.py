@@ -28,8 +28,9 @@ from loom4d.denoisers.weights import AUTOENCODER, PRIOR, write_weights
 from loom4d.serve import choices, look
 from loom4d.serve.app import create
 from loom4d.serve.guard import Tokens
+from loom4d.serve.records import Job
 from loom4d.serve.settings import Limits, Settings, is_loopback, to_json
-from loom4d.serve.store import Job, Store
+from loom4d.serve.store import Store
 
 START = """
 import json, sys

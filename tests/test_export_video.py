@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from loom4d.cameras import orbit
-from loom4d.export.video import OrbitOptions, clip_times, orbit_frames, write_orbit
+from loom4d.cameras import orbit, turntable
+from loom4d.export.video import OrbitOptions, as_fitted, clip_times, orbit_frames, write_orbit
 from loom4d.gaussians.rasterize import RasterOptions, rasterize
+from loom4d.grid import ImageGrid, save_grid
 from loom4d.runs import InputError
 from moving_assets import Swinging, spacetime_asset
 
@@ -93,3 +94,11 @@ def test_what_cannot_be_written_is_refused(name, changes, says, tmp_path):
     with pytest.raises(InputError, match=says):
         write_orbit(spacetime_asset(5), tmp_path / name, replace(SMALL, **changes))
     assert not (tmp_path / name).exists()
+
+
+def test_a_clip_of_a_run_is_as_sharp_as_what_the_run_fitted(tmp_path):
+    assert as_fitted(OrbitOptions(), tmp_path).fitted_size is None
+    pictures = torch.rand(2, 3, 4, 24, 24)
+    save_grid(ImageGrid(pictures, turntable(2, 3), torch.linspace(0, 1, 3)), tmp_path / "grid")
+    assert as_fitted(OrbitOptions(), tmp_path).fitted_size == 24
+    assert as_fitted(OrbitOptions(fitted_size=7), tmp_path).fitted_size == 7

@@ -32,9 +32,10 @@ from loom4d.runs import Event, InputError, result_of
 from loom4d.serve import choices, jobs, kinds, plans
 from loom4d.serve.app import bound, claimed
 from loom4d.serve.guard import SESSIONS, Tokens
+from loom4d.serve.records import Timing, Upload
 from loom4d.serve.settings import Limits, ServeError, Settings, from_json, is_loopback, to_json
 from loom4d.serve.site import Hub, shown, title_of
-from loom4d.serve.store import BrokenStore, FullDisk, Store, Timing, Upload
+from loom4d.serve.store import BrokenStore, FullDisk, Store
 from loom4d.serve.trial import trials
 from loom4d.serve.worker import Clock, explained
 from loom4d.sources.framing import load

@@ -22,8 +22,9 @@ from loom4d.grid import save_grid
 from loom4d.runs import InputError
 from loom4d.serve import choices
 from loom4d.serve.exports import written, zipped
+from loom4d.serve.records import Job
 from loom4d.serve.settings import Limits
-from loom4d.serve.store import BrokenStore, Job, Store
+from loom4d.serve.store import BrokenStore, Store
 from moving_assets import bending, spacetime_asset
 from serving import FAMILIES, OFFER, apps, queued
 

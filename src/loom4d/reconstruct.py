@@ -14,6 +14,7 @@ import torch
 from loom4d.cameras import Placement
 from loom4d.export import FORMATS, export
 from loom4d.export.transforms import TransformsOptions
+from loom4d.export.video import OrbitOptions, as_fitted
 from loom4d.gaussians.asset import load_asset, save_asset
 from loom4d.gaussians.fit import FitConfig, balanced, fit, initial_state, with_previews
 from loom4d.gaussians.initial import Cloud
@@ -148,11 +149,13 @@ def placement_of(folder: Path) -> Placement:
 def export_run(folder: Path, target: Path, name: str, options: Any = None) -> str:
     """Writes a run's asset in a format of `FORMATS`, in the world of the pictures that it was fitted to.
 
-    `options` are the format's; returns what is to be said of the result.
+    `options` are the format's; a clip is as sharp as the run's own. Returns what is to be said of the result.
     """
     asset, placement = load_asset(folder / "asset.safetensors"), placement_of(folder)
     if name == "grid":
         options = replace(options or TransformsOptions(), placement=placement)
-    elif name in FORMATS and name not in FILMED:
+    elif name in FILMED:
+        options = as_fitted(options or OrbitOptions(), folder)
+    elif name in FORMATS:
         asset = placed(asset, placement)
     return export(asset, target, name, options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from io import BytesIO
 from pathlib import Path
@@ -20,7 +20,7 @@ from torch import Tensor
 from loom4d.cameras import FOV_DEG, RADIUS, orbit
 from loom4d.gaussians.motion import DynamicGaussians
 from loom4d.gaussians.rasterize import RasterOptions, rasterize
-from loom4d.grid import straight, to_bytes
+from loom4d.grid import load_grid, straight, to_bytes
 from loom4d.options import Between
 from loom4d.runs import InputError, write_atomically
 
@@ -47,6 +47,13 @@ class OrbitOptions:
     @property
     def frames(self) -> int:
         return max(1, round(self.seconds * self.fps))
+
+
+def as_fitted(options: OrbitOptions, run: Path) -> OrbitOptions:
+    """A clip as sharp as the pictures that a run fitted, unless it is said otherwise or the run has kept no grid."""
+    if options.fitted_size is not None or not (run / "grid" / "cameras.json").exists():
+        return options
+    return replace(options, fitted_size=load_grid(run / "grid").size[0])
 
 
 def write_orbit(asset: DynamicGaussians, path: Path | str, options: OrbitOptions | None = None) -> None:

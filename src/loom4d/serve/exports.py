@@ -9,13 +9,12 @@ import signal
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from loom4d.export import FORMATS, export
+from loom4d.export.video import OrbitOptions, as_fitted
 from loom4d.gaussians.asset import load_asset
-from loom4d.grid import load_grid
 from loom4d.options import with_chosen
 from loom4d.runs import InputError
 from loom4d.serve.settings import Limits
@@ -30,8 +29,8 @@ def written(run: Path, folder: Path, name: str, values: dict[str, Any], limits: 
     """
     chosen = FORMATS[name]
     options = with_chosen(chosen.options(), values)
-    if "fitted_size" in {field.name for field in fields(options)} and options.fitted_size is None:
-        options = replace(options, fitted_size=load_grid(run / "grid").size[0])
+    if isinstance(options, OrbitOptions):
+        options = as_fitted(options, run)
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{name}{chosen.suffix}"  # two formats may share a suffix
     if not chosen.suffix:

@@ -19,8 +19,9 @@ from starlette.responses import Response
 from loom4d.options import choice_of, unfit
 from loom4d.serve import plans
 from loom4d.serve.guard import viewer_policy
+from loom4d.serve.records import Job
 from loom4d.serve.site import Id, OfSite, Site, new_id, remove, title_of
-from loom4d.serve.store import ENDED, Job
+from loom4d.serve.store import ENDED
 from loom4d.serve.uploads import found as found_upload
 
 router = APIRouter(prefix="/api")

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
-from loom4d.serve.store import Timing
+from loom4d.serve.records import Timing
 
 PARTS = {"sources": "rest", "fit": "fit", "orbit": "rest", "viewer": "rest"}  # of a stage; any other is the method's
 ORDER = {"sources": 0, "fit": 2, "orbit": 3, "viewer": 4}  # the method's stages lie between

@@ -11,10 +11,11 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from loom4d.serve.records import Export, Job, Timing, Upload, export_of, job_of
 from loom4d.serve.settings import ServeError
 
 VERSION = 2
@@ -50,60 +51,6 @@ class BrokenStore(ServeError):
 
 class FullDisk(ServeError):
     """There is no room left on the disk."""
-
-
-@dataclass(frozen=True)
-class Upload:
-    id: str
-    name: str  # as the browser said it: shown, never used as a path
-    file: str  # of the upload's folder
-    kind: str  # "picture", "clip" or "model"
-    bytes: int
-    facts: dict[str, Any]
-    created: float
-
-
-@dataclass(frozen=True)
-class Job:
-    """`state` is "queued", "running", "done", "failed" or "cancelled"."""
-
-    id: str
-    upload: str
-    title: str
-    kind: str  # of the upload
-    choices: dict[str, Any]
-    state: str = "queued"
-    error: str = ""
-    cancel: bool = False
-    deaths: int = 0
-    created: float = 0.0
-    queued: float = 0.0
-    started: float | None = None
-    finished: float | None = None
-    seconds: float = 0.0  # that the worker has spent on it
-
-
-@dataclass(frozen=True)
-class Export:
-    """`state` is "queued", "writing", "done" or "failed"."""
-
-    job: str
-    format: str
-    state: str
-    error: str = ""
-    file: str = ""
-    bytes: int = 0
-    options: dict[str, Any] = field(default_factory=dict)  # of the format, where they are not its defaults
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Seconds per stage of one part ("imagine", "fit" or "rest") of a run, as a job or a trial took them."""
-
-    part: str
-    key: str
-    source: str  # "job" or "trial"
-    seconds: dict[str, float] = field(default_factory=dict)
 
 
 class Store:
@@ -197,16 +144,16 @@ class Store:
 
     def job(self, job: str) -> Job | None:
         rows = self._rows("SELECT * FROM jobs WHERE id = ?", job)
-        return _job(rows[0]) if rows else None
+        return job_of(rows[0]) if rows else None
 
     def jobs(self, limit: int = 100, before: float = float("inf")) -> list[Job]:
         """The newest jobs, and those created before an instant."""
         query = "SELECT * FROM jobs WHERE created < ? ORDER BY created DESC LIMIT ?"
-        return [_job(row) for row in self._rows(query, before, limit)]
+        return [job_of(row) for row in self._rows(query, before, limit)]
 
     def waiting(self) -> list[Job]:
         """Queued jobs, first come first."""
-        return [_job(row) for row in self._rows("SELECT * FROM jobs WHERE state = 'queued' ORDER BY queued, rowid")]
+        return [job_of(row) for row in self._rows("SELECT * FROM jobs WHERE state = 'queued' ORDER BY queued, rowid")]
 
     def take_job(self) -> Job | None:
         """The first of the queue, now running."""
@@ -216,7 +163,7 @@ class Store:
                 return None
             db.execute("UPDATE jobs SET state = 'running', started = ? WHERE id = ?", (time.time(), row["id"]))
             self._say_state(db, row["id"], "running")
-            return _job(db.execute("SELECT * FROM jobs WHERE id = ?", (row["id"],)).fetchone())
+            return job_of(db.execute("SELECT * FROM jobs WHERE id = ?", (row["id"],)).fetchone())
 
     def end_job(self, job: str, state: str, error: str = "", seconds: float = 0.0) -> None:
         """A running job has come to `state`, or back into the queue ("queued")."""
@@ -270,7 +217,7 @@ class Store:
                 query = "UPDATE jobs SET state = ?, error = ?, cancel = 0, finished = ? WHERE id = ?"
                 db.execute(query, (state, error, ended, row["id"]))
                 self._say_state(db, row["id"], state, error)
-            exports = [_export(row) for row in db.execute("SELECT * FROM exports WHERE state = 'writing'").fetchall()]
+            exports = [export_of(row) for row in db.execute("SELECT * FROM exports WHERE state = 'writing'").fetchall()]
             state, error = ("failed", "the worker died while it wrote this") if blamed else ("queued", "")
             for export in exports:
                 self._change_export(db, replace(export, state=state, error=error))
@@ -335,7 +282,9 @@ class Store:
                 "WHERE state = 'failed' OR (state != 'writing' AND options != excluded.options)",
                 (job, format, time.time(), json.dumps(options or {}, sort_keys=True)),
             )
-            export = _export(db.execute("SELECT * FROM exports WHERE job = ? AND format = ?", (job, format)).fetchone())
+            export = export_of(
+                db.execute("SELECT * FROM exports WHERE job = ? AND format = ?", (job, format)).fetchone()
+            )
             self._say_export(db, export)
             return export
 
@@ -345,7 +294,7 @@ class Store:
             row = db.execute("SELECT * FROM exports WHERE state = 'queued' ORDER BY asked LIMIT 1").fetchone()
             if row is None:
                 return None
-            taken = replace(_export(row), state="writing")
+            taken = replace(export_of(row), state="writing")
             self._change_export(db, taken)
             return taken
 
@@ -364,7 +313,7 @@ class Store:
         self._say(db, export.job, {"kind": "export", **body})
 
     def exports(self, job: str) -> list[Export]:
-        return [_export(row) for row in self._rows("SELECT * FROM exports WHERE job = ?", job)]
+        return [export_of(row) for row in self._rows("SELECT * FROM exports WHERE job = ?", job)]
 
     # --- timings and secrets ---------------------------------------------------------------------------------------
 
@@ -393,12 +342,3 @@ class Store:
     def forget_secrets(self) -> None:
         with self._changing() as db:
             db.execute("DELETE FROM secrets")
-
-
-def _job(row: sqlite3.Row) -> Job:
-    return Job(**{**dict(row), "choices": json.loads(row["choices"]), "cancel": bool(row["cancel"])})
-
-
-def _export(row: sqlite3.Row) -> Export:
-    names = ("job", "format", "state", "error", "file", "bytes")
-    return Export(**{name: row[name] for name in names}, options=json.loads(row["options"]))

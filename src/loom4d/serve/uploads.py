@@ -17,9 +17,9 @@ from starlette.requests import ClientDisconnect
 from loom4d.serve import kinds
 from loom4d.serve.children import Busy, LookFailed
 from loom4d.serve.plans import NAMES
+from loom4d.serve.records import Upload
 from loom4d.serve.settings import Limits
 from loom4d.serve.site import Id, OfSite, Site, new_id, remove, shown
-from loom4d.serve.store import Upload
 
 router = APIRouter(prefix="/api/uploads")
 

@@ -27,8 +27,9 @@ from loom4d.runs import Event, InputError, write_atomically
 from loom4d.serve import choices, plans
 from loom4d.serve.exports import written
 from loom4d.serve.nursery import Channel
+from loom4d.serve.records import Job, Timing
 from loom4d.serve.settings import Settings
-from loom4d.serve.store import FullDisk, Job, Store, Timing
+from loom4d.serve.store import FullDisk, Store
 from loom4d.serve.trial import trials
 
 SIDE = 96  # pixels of a thumbnail
