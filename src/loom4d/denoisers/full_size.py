@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from loom4d.denoisers import memory, stable, sv3d, svd
-from loom4d.denoisers.family import Family, ImagePrior, MultiviewPrior, Running, VideoPrior
+from loom4d.denoisers.family import Decode, Family, ImagePrior, MultiviewPrior, Running, VideoPrior
 from loom4d.denoisers.memory import Plan
 from loom4d.denoisers.shallow import Fresh, Slots, in_steps, shallow_unet
 from loom4d.denoisers.stable import Sizes, Stable, Unet
@@ -128,6 +128,20 @@ def found(folder: Path, names: tuple[str, ...]) -> Path:
     raise InputError(f"{folder}: expected {names[0]} there (or {', '.join(names[1:])}); see `loom4d weights list`")
 
 
+def decoder(video: Stable, multiview: Stable, sizes: Sizes, window: int, shelf: Shelf, matte: Matte) -> Decode:
+    """Latents of clips to premultiplied pictures. A clip of one picture has no time: it is decoded as SV3D's own."""
+
+    def decode(latents: Float[Tensor, "clip picture c h w"]) -> Float[Tensor, "clip picture 4 height width"]:
+        model = multiview if latents.shape[1] == 1 else video
+        shelf.clear()
+        pictures = torch.empty(*latents.shape[:2], 4, sizes.resolution, sizes.resolution, device=latents.device)
+        for clip, made in zip(latents, pictures, strict=True):  # clips leave the device one by one
+            made.copy_(cut_out(stable.decode(model, clip, window), matte))
+        return pictures
+
+    return decode
+
+
 def family(
     video: Stable,
     multiview: Stable,
@@ -148,15 +162,6 @@ def family(
 
     def encode(premultiplied: Float[Tensor, "b 4 height width"]) -> Float[Tensor, "b c h w"]:
         return stable.encode(video, stable.on_white(premultiplied.float())).to(premultiplied.device)
-
-    def decode(latents: Float[Tensor, "clip picture c h w"]) -> Float[Tensor, "clip picture 4 height width"]:
-        # A clip of one picture has no time: it is decoded as SV3D's own. Clips leave the device one by one.
-        model = multiview if latents.shape[1] == 1 else video
-        shelf.clear()
-        pictures = torch.empty(*latents.shape[:2], 4, sizes.resolution, sizes.resolution, device=latents.device)
-        for clip, made in zip(latents, pictures, strict=True):
-            made.copy_(cut_out(stable.decode(model, clip, settings.window), matte))
-        return pictures
 
     side = memory.latent_side(sizes)
     latent_shape = (sizes.unet.channels, side, side)
@@ -180,7 +185,7 @@ def family(
         sigma_min=SIGMA_MIN,
         sigma_max=SIGMA_MAX,
         encode=encode,
-        decode=decode,
+        decode=decoder(video, multiview, sizes, settings.window, shelf, matte),
         video=rows(unets[0]),
         multiview=columns(unets[1]),
         image=single(unets[0]),
