@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from loom4d.denoisers.autoencoder import Autoencoder, AutoencoderConfig
 from loom4d.denoisers.built_in import SmallPriors
 from loom4d.denoisers.family import CrossingClip, Guidance, Rows
-from loom4d.denoisers.layers import sinusoids
+from loom4d.denoisers.layers import attend, sinusoids
 from loom4d.denoisers.small import ClipCondition, Crossing, SmallConfig, SmallPrior, bound, guided_prior, place_features
 from loom4d.denoisers.weights import AUTOENCODER, load_autoencoder, load_prior, write_weights
 from loom4d.diffusion.denoiser import from_velocity
@@ -154,6 +154,24 @@ def test_guidance_in_one_call_equals_guidance_in_two(prior):
     two = guided(*halves, torch.linspace(1.5, 3.0, 3))
     with torch.inference_mode():
         assert_close(one(x, 0.7), two(x, 0.7), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 40, 16), (5, 1, 8, 4), (5, 4, 512, 16)])
+def test_attention_in_pieces_is_attention(shape):
+    """In bfloat16, forth and back, as near to float64 as torch's own fused kernel is, give or take a tenth."""
+    q, k, v, weight = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0)).bfloat16()
+
+    def both(attention, dtype):
+        leaves = [part.to(dtype).requires_grad_() for part in (q, k, v)]
+        mixed = attention(*leaves)
+        return mixed, *torch.autograd.grad(mixed, leaves, weight.to(dtype))
+
+    fused = torch.nn.functional.scaled_dot_product_attention
+    for truth, theirs, ours in zip(
+        both(fused, torch.float64), both(fused, torch.bfloat16), both(attend, torch.bfloat16), strict=True
+    ):
+        limit = 1.1 * (theirs - truth).norm() + 0.004 * truth.norm()  # half a unit in bfloat16's last place
+        assert (ours - truth).norm() < limit
 
 
 def test_sinusoids_are_cosines_then_sines_of_falling_frequencies():
