@@ -23,6 +23,7 @@ import tyro
 from einops import rearrange
 
 from loom4d.denoisers import DENOISERS, Family
+from loom4d.denoisers.family import Guidance
 from loom4d.denoisers.weights import load_autoencoder, load_prior
 from loom4d.diffusion.composition import Curve
 from loom4d.evaluation.perceptual import Features, perceptual_distance
@@ -37,6 +38,7 @@ from loom4d.training.shards import Shards, default_folder, open_shards, shard_gr
 from priors_report import margins, merged, save_sheets, show, write_card
 
 CLIPS = ("Robot_Walking", "Robot_Running", "Robot_Jump", "Robot_Dance", "Robot_Wave", "Robot_Punch")
+BLURRED = "the same in one step: the blurred mean"
 THUMBNAIL = 16  # pixels along a side of the pictures among which the nearest is looked for
 
 
@@ -154,13 +156,23 @@ def thumbnails(pictures: torch.Tensor) -> torch.Tensor:
     return small.reshape(*pictures.shape[:-2], THUMBNAIL, THUMBNAIL)
 
 
+def in_one_step(config: DiffusionSquaredConfig) -> DiffusionSquaredConfig:
+    """From pure noise to 0 at once, unguided: the priors' mean of all that they hold possible, too blurred to show. A
+    drawn sample is up to 3 dB behind it; what it is behind the truth, the priors do not know."""
+    plain = Guidance(1.0, 1.0)
+    return replace(
+        config, steps=1, video_guidance=plain, row_guidance=None, multiview_guidance=plain, column_guidance=plain
+    )
+
+
 def orbits(given: ImageGrid, family: Family, config: DiffusionSquaredConfig, nearest: Nearest) -> dict[str, ImageGrid]:
     """What each contender shows of the given picture's object from all sides."""
-    weaver = Weaver(given, family, config, None)
+    weaver, blurred = (Weaver(given, family, each, None) for each in (config, in_one_step(config)))
     picture = given.premultiplied[0, 0]
     blank = ImageGrid(torch.zeros(8, 1, *given.rgba.shape[2:]), weaver.cameras[:, :1], given.times[:1])
     return {
         "multi-view prior": with_pictures(blank, result_of(weaver.column())[:, None]),
+        BLURRED: with_pictures(blank, result_of(blurred.column())[:, None]),
         "copying the input": with_pictures(blank, picture.expand(8, 1, -1, -1, -1)),
         "nearest training object": with_pictures(blank, nearest.orbit(picture)[:, None]),
     }
@@ -180,6 +192,7 @@ def completions(truth: ImageGrid, family: Family, config: DiffusionSquaredConfig
     }
     return {
         "composed": woven(),
+        BLURRED: result_of(Weaver(truth[:1, :], family, in_one_step(config), None).grid(column, row)),
         "video only": woven(share=Curve("constant", high=0.0), **alone),
         "multi-view only": woven(share=Curve("constant", high=1.0), **alone),
         **{name: woven(**changes) for name, changes in told.items() if family.crossings and config.crossings},
