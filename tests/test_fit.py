@@ -6,15 +6,28 @@ from dataclasses import replace
 import pytest
 import torch
 from PIL import Image
+from torch.testing import assert_close
 
 from loom4d.cameras import FOV_DEG, seen_region, turntable
 from loom4d.gaussians.asset import render
-from loom4d.gaussians.fit import PRESETS, FitConfig, Stage, batch_cells, fit, initial_state, score, with_previews
+from loom4d.gaussians.between import BELIEVED, filled, middles, shown_between
+from loom4d.gaussians.fit import (
+    PRESETS,
+    FitConfig,
+    Stage,
+    batch_cells,
+    fit,
+    forgiving,
+    initial_state,
+    score,
+    thrifty,
+    with_previews,
+)
 from loom4d.gaussians.gaussians import sh_of
 from loom4d.gaussians.initial import ball_cloud, carved, covered, hull_cloud, still_cloud, voxel_centres
 from loom4d.gaussians.motion import MOTIONS
 from loom4d.gaussians.motion.spacetime import Spacetime
-from loom4d.gaussians.objective import LossWeights
+from loom4d.gaussians.objective import LossWeights, regularisation
 from loom4d.gaussians.state import FitState, adam
 from loom4d.grid import ImageGrid
 from loom4d.runs import Event, InputError, result_of
@@ -71,6 +84,7 @@ def test_a_killed_fit_goes_on_to_the_same_bytes(motion):
     assert [state.step for state in states] == [12, 24]
     resumed = result_of(fit(grid, config, resume=states[0]))
     assert bytes_of(resumed) == bytes_of(whole)
+    assert bytes_of(result_of(fit(grid, config, resume=states[1]))) == bytes_of(whole)
     assert bytes_of(result_of(fit(grid, replace(config, seed=1)))) != bytes_of(whole)
 
 
@@ -206,6 +220,50 @@ def test_every_round_visits_every_cell_once():
         batches = [batch_cells(turn * 6 + step, 5, 7, replace(QUICK, batch=6, instants=2)) for step in range(6)]
         assert sorted(torch.cat(batches).tolist()) == list(range(35))
         assert max(len((batch % 7).unique()) for batch in batches) <= 4 and len(batches[0]) == 6
+
+
+def test_what_a_leader_shows_lies_between_the_given_moments():
+    cameras, times = turntable(2, 4), torch.tensor([0.0, 0.4, 0.4, 1.0])  # two frames share an instant
+    grid = render(moving_scene(), cameras, times, 24, 24)
+    assert torch.equal(middles(times)[1], torch.tensor([0.2, 0.7]))
+    pictures = shown_between(moving_scene(), grid)
+    exact = render(moving_scene(), cameras[:, [0, 2]], torch.tensor([0.2, 0.7]), 24, 24)
+    assert (pictures / 255 - exact.rgba).abs().max() < 0.002
+    trust = torch.tensor([[2.0, 1, 1, 0], [1, 1, 1, 1]])
+    sure = torch.rand(2, 4, 6, 6)
+    more, weights, maps = filled(grid, pictures, trust, sure)
+    assert torch.equal(more.times, torch.tensor([0.0, 0.2, 0.4, 0.4, 0.7, 1.0]))
+    given, between = [0, 2, 3, 5], [1, 4]
+    assert torch.equal(more.rgba[:, given], grid.rgba) and torch.equal(more.rgba[:, between], pictures / 255)
+    assert_close(weights[:, given] / trust.clamp_min(1e-9), (trust > 0) * weights[0, 0] / 2)
+    assert_close(weights[:, between], BELIEVED * weights[:, [0, 3]])
+    assert maps is not None and torch.equal(maps[:, between], sure[:, [0, 2]]) and abs(weights.mean() - 1) < 1e-6
+
+
+def test_the_price_on_opacity_falls_to_nothing_at_half():
+    asset, region = moving_scene(), seen_region(turntable(2, 1))
+    mean = torch.sigmoid(asset.opacity_logits).mean()
+    free, priced = LossWeights(motion=0.0), LossWeights(motion=0.0, opacity=0.4)
+    for done, share in ((0.0, 1.0), (0.25, 0.5), (0.5, 0.0), (0.9, 0.0)):
+        costs = [float(regularisation(asset, w, region, 3, done, torch.Generator())) for w in (free, priced)]
+        assert abs(costs[1] - costs[0] - 0.4 * share * mean) < 1e-6
+
+
+@pytest.mark.parametrize("motion", MOTIONS)
+def test_a_thrifty_fit_ends_with_no_more_than_it_began_with(motion):
+    config = thrifty(replace(QUICK, motion=motion, iterations=60))
+    config = replace(config, densify=replace(config.densify, faint=0.3))  # so that some go within few iterations
+    start = initial_state(picture_grid(), config)
+    states: list[FitState] = []
+    result_of(fit(picture_grid(), replace(config, state_every=1), on_state=states.append))
+    counts = [len(state.tensors["asset.means"]) for state in states[: config.handover or None]]
+    assert max(counts) == len(start.tensors["asset.means"]) and min(counts) < max(counts)
+
+
+def test_a_forgiving_fit_has_no_price_and_nothing_multiplies():
+    config = forgiving(PRESETS["balanced"]())
+    assert config.weights == LossWeights() and config.densify.policy == "none" and config.confidence
+    assert PRESETS["balanced"]().weights.opacity > 0
 
 
 # --- where it starts ------------------------------------------------------------------------------------------------

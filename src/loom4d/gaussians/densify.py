@@ -29,7 +29,7 @@ class DensifyConfig:
     threshold: float = 2e-4  # of policy "threshold"
     top: float = 0.025  # of policy "percentile" (STAG4D): so many of those that moved
     large: float = 0.02  # longest deviation above which a Gaussian is split and not copied
-    most: int = 20_000  # Gaussians; beyond, only those with the largest gradients multiply
+    most: int = 20_000  # Gaussians, of which those with the largest gradients multiply first; 0: as many as at first
     faint: float = 0.01  # opacity below which one is removed
     huge: float = 0.25  # longest deviation above which one is removed
     tiny: float = 0.0  # the same, below

@@ -19,6 +19,7 @@ from torch import Tensor
 from loom4d.cameras import Cameras, Region, orbit, seen_region
 from loom4d.gaussians import densify, losses
 from loom4d.gaussians.asset import render
+from loom4d.gaussians.between import filled, shown_between
 from loom4d.gaussians.densify import DensifyConfig, Growth
 from loom4d.gaussians.gaussians import Ellipsoids, Gaussians
 from loom4d.gaussians.initial import Cloud, ball_cloud, hull_cloud
@@ -39,6 +40,7 @@ from loom4d.runs import Event, InputError, Work, write_atomically
 
 STAGE = "fit"
 SMALLEST = 64  # pixels a side: no stage shrinks pictures further, for a coarse start leaves rags around small ones
+SETTLED = 0.35  # of the learning rates is left to a motion that was led: it begins near its goal
 
 
 @dataclass(frozen=True)
@@ -97,21 +99,32 @@ class FitConfig:
 
 
 def preview() -> FitConfig:
-    return FitConfig(count=2500, iterations=300)
+    return thrifty(FitConfig(count=2500, iterations=300))
 
 
 def balanced() -> FitConfig:
-    return FitConfig()
+    return thrifty(FitConfig())
 
 
 def full() -> FitConfig:
-    return replace(balanced(), count=6000, iterations=2600)
+    return thrifty(FitConfig(count=6000, iterations=2600))
+
+
+def thrifty(config: FitConfig) -> FitConfig:
+    """The same fit with a price on opacity at first: what pictures do not need fades and goes, above all in the hull's
+    excess, where none looks well. What they need multiplies instead, up to as many as there were."""
+    again = DensifyConfig(
+        policy="percentile", start=0.2, end=0.7, every=max(1, config.iterations // 20), top=0.12, most=0
+    )
+    return replace(config, weights=replace(config.weights, opacity=0.08), densify=again)
 
 
 def forgiving(config: FitConfig) -> FitConfig:
     """The same fit for pictures that contradict each other, as generated ones do. Thin Gaussians would stand on edge
-    to all views but their own, as fur; and a cell that is unlike the render pulls less."""
-    return replace(config, thinnest=0.5, needle=2.0, confidence=True)
+    to all views but their own, as fur; what multiplied would be what explains one view; and a cell that is unlike the
+    render pulls less."""
+    weights = replace(config.weights, opacity=0.0)
+    return replace(config, thinnest=0.5, needle=2.0, confidence=True, weights=weights, densify=DensifyConfig())
 
 
 PRESETS: dict[str, Callable[[], FitConfig]] = {"preview": preview, "balanced": balanced, "full": full}
@@ -141,13 +154,17 @@ def fit(
     _refuse(grid, config, confidence, perceptual)
     yield from _notes(grid, config)
     trusted, region = _checked_trust(grid, trust), seen_region(grid.cameras.to("cpu"))
-    targets = [flat_targets(_scaled(grid, stage.scale), trusted, confidence) for stage in config.stages]
+    config = replace(config, densify=replace(config.densify, most=_most(grid, config, trusted)))
     state = (resume or initial_state(grid.to("cpu"), config, trusted)).to(grid.rgba.device)
+    targets = _targets(grid, state, config, trusted, confidence)
     thinnest = config.thinnest * 2 * region.half / max(grid.size)
     stopped = ""
     for step in range(state.step, config.iterations):
         with _one_torch_thread() as threads:
-            begun = handed_over(state, grid.times, config) if step == config.handover > 0 else state
+            begun = state
+            if step == config.handover > 0:
+                begun = handed_over(state, grid, config)
+                targets = _targets(grid, begun, config, trusted, confidence)
             found = _descent(begun, targets[config.stage_at(step)], step, config, threads, perceptual)
             following = _stepped(begun, found, config, thinnest, region)
         if following is None:
@@ -201,7 +218,7 @@ def initial_state(
     """The start of a fit: Gaussians on the given points, or on the visual hull, or in a ball if masks tell nothing."""
     generator = torch.Generator().manual_seed(config.seed)
     trust = _checked_trust(grid, trust)
-    count = min(config.count, math.ceil(config.dense * _covered(grid, trust)))
+    count = _most_at_first(grid, config, trust)
     cloud = points or hull_cloud(grid, count, config.hull_resolution, generator, trust)
     cloud = ball_cloud(grid, count, generator) if cloud is None else cloud
     count = count // 2 if config.handover else count
@@ -209,10 +226,32 @@ def initial_state(
     return _watched(state_of(asset), config)
 
 
-def handed_over(state: FitState, times: Float[Tensor, " frame"], config: FitConfig) -> FitState:
-    """The state of a leader as one of the motion that was led, of which nothing is learnt yet."""
-    led = FOLLOWING[config.motion](asset_of(state, config.motion_of(state)).finished(), times.unique())
-    return _watched(replace(state_of(led), step=state.step), config)
+def _most_at_first(grid: ImageGrid, config: FitConfig, trust: Float[Tensor, "view frame"]) -> int:
+    return min(config.count, math.ceil(config.dense * _covered(grid, trust)))
+
+
+def _most(grid: ImageGrid, config: FitConfig, trust: Float[Tensor, "view frame"]) -> int:
+    """How many Gaussians there may be when they multiply."""
+    first = _most_at_first(grid, config, trust)
+    return config.densify.most or (first // 2 if config.handover else first)
+
+
+def handed_over(state: FitState, grid: ImageGrid, config: FitConfig) -> FitState:
+    """The state of a leader as one of the motion that was led, of which nothing is learnt yet; with what the leader
+    shows between the given moments."""
+    leader = asset_of(state, config.motion_of(state)).finished()
+    led = replace(state_of(FOLLOWING[config.motion](leader, grid.times.unique())), step=state.step)
+    taught = {"pictures": shown_between(leader, grid)}
+    return _watched(replace(led, tensors=led.tensors | named(taught=taught)), config)
+
+
+def _targets(
+    grid: ImageGrid, state: FitState, config: FitConfig, trust: Tensor, confidence: Tensor | None
+) -> list[Targets]:
+    """What each stage is to look like; after a handover also half way between the given moments."""
+    if "taught.pictures" in state.tensors:
+        grid, trust, confidence = filled(grid, state.tensors["taught.pictures"], trust, confidence)
+    return [flat_targets(_scaled(grid, stage.scale), trust, confidence) for stage in config.stages]
 
 
 def _watched(state: FitState, config: FitConfig) -> FitState:
@@ -262,7 +301,8 @@ def _descent(
     each, similarity = picture_loss(rendering, targets, cell, background, weights, perceptual, config.confidence)
     region = seen_region(targets.cameras)
     loss = each.mean()
-    loss = loss + regularisation(asset, weights, region, targets.frames, _generator(config.seed, 3, step))
+    done = step / config.iterations
+    loss = loss + regularisation(asset, weights, region, targets.frames, done, _generator(config.seed, 3, step))
     if weights.depth:
         loss = loss + weights.depth * depth_loss(rendering, targets, cell, region)
     loss.backward()
@@ -290,6 +330,8 @@ def _stepped(state: FitState, found: _Descent, config: FitConfig, thinnest: floa
         return None
     motion = config.motion_at(state.step)
     decay = config.rate * config.final_rate ** (state.step / config.iterations)
+    if 0 < config.handover <= state.step:
+        decay *= SETTLED
     rates = {name: rate * decay for name, rate in MOTIONS[motion].rates().items()}
     following = adam(state, found.gradients, rates)
     bounded_shapes(following.tensors["asset.log_scales"], thinnest, config.needle)

@@ -32,6 +32,7 @@ class LossWeights:
     alpha: float = 0.3
     perceptual: float = 0.0  # of the distance that the fit was given
     depth: float = 0.0  # smooth depth where the target's colour is flat; 1 is the object's half side per pixel
+    opacity: float = 0.0  # mean opacity; falls evenly to nothing at half of the iterations
     entropy: float = 0.0  # of opacities
     anisotropy: float = 0.0  # needles
     oversize: float = 0.0
@@ -108,11 +109,19 @@ def depth_loss(
 
 
 def regularisation(
-    asset: DynamicGaussians, weights: LossWeights, region: Region, frames: int, generator: torch.Generator
+    asset: DynamicGaussians,
+    weights: LossWeights,
+    region: Region,
+    frames: int,
+    done: float,
+    generator: torch.Generator,
 ) -> Float[Tensor, ""]:
-    """What does not depend on any picture."""
+    """What does not depend on any picture; `done` is the share of the iterations that are over."""
     tensors = asset.tensors()
     total = weights.motion * asset.penalty()
+    if weights.opacity and done < 0.5:
+        price = weights.opacity * (1 - 2 * done)
+        total = total + price * torch.sigmoid(tensors["opacity_logits"]).mean()
     if weights.entropy:
         total = total + weights.entropy * losses.opacity_entropy(torch.sigmoid(tensors["opacity_logits"]))
     if weights.anisotropy:
