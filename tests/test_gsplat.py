@@ -38,7 +38,7 @@ def pictures_and_gradients(gaussians: Gaussians, cameras: Cameras, draw) -> tupl
     """Colour, alpha and weighted depth, and gradients of a random linear function of them."""
     leaves = [getattr(gaussians, name).clone().requires_grad_() for name in FIELDS]
     rendering = draw(Gaussians(*leaves), cameras, OPTIONS)
-    outputs = [rendering.rgb, rendering.alpha, rendering.depth * rendering.alpha]
+    outputs = [rendering.rgb, rendering.alpha, rendering.weighted_depth]
     generator = torch.Generator().manual_seed(5)
     sum((torch.randn(out.shape, generator=generator).to(out) * out).sum() for out in outputs).backward()
     found = [leaf.grad for leaf in leaves] + [rendering.screen_offsets.grad]

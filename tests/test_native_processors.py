@@ -46,7 +46,7 @@ def here() -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     colours = ((rgb - 0.5) / 0.28209479177387814)[:, None]
     leaves = [part.clone().requires_grad_() for part in (shape.means, shape.covariances, shape.opacities, colours)]
     rendering = rasterize(Ellipsoids(*leaves), cameras, OPTIONS, "reference")
-    blended = torch.cat([rendering.rgb, rendering.depth * rendering.alpha], 1)
+    blended = torch.cat([rendering.rgb, rendering.weighted_depth], 1)
     generator = torch.Generator().manual_seed(1)
     weights = [torch.randn(part.shape, generator=generator) for part in (blended, rendering.alpha)]
     ((blended * weights[0]).sum() + (rendering.alpha * weights[1]).sum()).backward()

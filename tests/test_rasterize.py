@@ -42,7 +42,7 @@ def pictures_and_gradients(gaussians: Gaussians, cameras: Cameras, backend: str,
     leaves = [getattr(gaussians, name).to(dtype).clone().requires_grad_() for name in FIELDS]
     options = RasterOptions(OPTIONS.height, OPTIONS.width, track_screen=True, threads=threads)
     rendering = rasterize(Gaussians(*leaves), cameras.to(dtype), options, backend)
-    outputs = [rendering.rgb, rendering.alpha, rendering.depth * rendering.alpha, rendering.median_depth]
+    outputs = [rendering.rgb, rendering.alpha, rendering.weighted_depth, rendering.median_depth]
     generator = torch.Generator().manual_seed(5)
     loss = sum((torch.randn(out.shape, generator=generator).to(dtype) * out).sum() for out in outputs[:3])
     loss.backward()
@@ -125,7 +125,7 @@ def test_gradients_equal_finite_differences(backend):
 
     def value(candidate: Gaussians, kind: torch.dtype, name: str) -> torch.Tensor:
         rendering = rasterize(to(candidate, kind), camera.to(kind), OPTIONS, name)
-        return (torch.cat([rendering.rgb, rendering.depth * rendering.alpha], 1) * weights.to(kind)).sum()
+        return (torch.cat([rendering.rgb, rendering.weighted_depth], 1) * weights.to(kind)).sum()
 
     for name in FIELDS:
         field = getattr(gaussians, name)

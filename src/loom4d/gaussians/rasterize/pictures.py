@@ -34,10 +34,15 @@ class Rendering:
 
     rgb: Float[Tensor, "*batch 3 height width"]
     alpha: Float[Tensor, "*batch 1 height width"]
-    depth: Float[Tensor, "*batch 1 height width"]  # expected distance along the view axis; 0 where alpha is 0
+    weighted_depth: Float[Tensor, "*batch 1 height width"]  # distance along the view axis, premultiplied like colour
     median_depth: Float[Tensor, "*batch 1 height width"]  # where half the light is gone; no gradient; NaN from gsplat
     visible: Bool[Tensor, "*batch point"]  # may touch a pixel
     screen_offsets: Float[Tensor, "*batch point 2"] | None = None  # zeros whose .grad is dL/d(screen x, y) in pixels
+
+    @property
+    def depth(self) -> Float[Tensor, "*batch 1 height width"]:
+        """Expected distance along the view axis; 0 where alpha is 0."""
+        return self.weighted_depth / self.alpha.clamp_min(1e-8)
 
     @property
     def premultiplied(self) -> Float[Tensor, "*batch 4 height width"]:
@@ -97,8 +102,6 @@ def assembled(
 ) -> Rendering:
     """A `Rendering` from flat pictures whose fourth channel is Σ w·depth."""
     alpha = rearrange(alpha, "image h w -> image 1 h w")
-    depth = blended[:, 3:] / alpha.clamp_min(1e-8)
     shape = lambda tensor: tensor.reshape(*batch, *tensor.shape[1:])  # noqa: E731
-    return Rendering(
-        shape(blended[:, :3]), shape(alpha), shape(depth), shape(median[:, None]), shape(visible), screen_offsets
-    )
+    fields = blended[:, :3], alpha, blended[:, 3:], median[:, None], visible
+    return Rendering(*(shape(field) for field in fields), screen_offsets)
