@@ -103,5 +103,5 @@ def assembled(
     """A `Rendering` from flat pictures whose fourth channel is Σ w·depth."""
     alpha = rearrange(alpha, "image h w -> image 1 h w")
     shape = lambda tensor: tensor.reshape(*batch, *tensor.shape[1:])  # noqa: E731
-    fields = blended[:, :3], alpha, blended[:, 3:], median[:, None], visible
-    return Rendering(*(shape(field) for field in fields), screen_offsets)
+    rgb, weighted_depth = shape(blended[:, :3]), shape(blended[:, 3:])
+    return Rendering(rgb, shape(alpha), weighted_depth, shape(median[:, None]), shape(visible), screen_offsets)
