@@ -40,7 +40,6 @@ from loom4d.runs import Event, InputError, Work, write_atomically
 
 STAGE = "fit"
 SMALLEST = 64  # pixels a side: no stage shrinks pictures further, for a coarse start leaves rags around small ones
-SETTLED = 0.35  # of the learning rates is left to a motion that was led: it begins near its goal
 
 
 @dataclass(frozen=True)
@@ -64,6 +63,7 @@ class FitConfig:
     instants: int = 2  # moments that these show; fewer are faster
     rate: float = 6.0  # multiplies the motion's learning rates
     final_rate: float = 0.06  # what is left of them at the end; they fall exponentially
+    settled: float = 0.35  # multiplies them for a motion that was led, which begins near its goal
     stages: tuple[Stage, ...] = (Stage(0.4, 0.5), Stage())  # coarse to fine
     hull_resolution: int = 48  # voxels per side
     thinnest: float = 0.2  # no axis of a Gaussian gets shorter than so many pixels at the object's distance
@@ -99,7 +99,7 @@ class FitConfig:
 
 
 def preview() -> FitConfig:
-    return thrifty(FitConfig(count=2500, iterations=300))
+    return FitConfig(count=2500, iterations=300, settled=1.0)
 
 
 def balanced() -> FitConfig:
@@ -331,7 +331,7 @@ def _stepped(state: FitState, found: _Descent, config: FitConfig, thinnest: floa
     motion = config.motion_at(state.step)
     decay = config.rate * config.final_rate ** (state.step / config.iterations)
     if 0 < config.handover <= state.step:
-        decay *= SETTLED
+        decay *= config.settled
     rates = {name: rate * decay for name, rate in MOTIONS[motion].rates().items()}
     following = adam(state, found.gradients, rates)
     bounded_shapes(following.tensors["asset.log_scales"], thinnest, config.needle)
