@@ -26,7 +26,9 @@ def guidance(scale: float, low: float = 0.0, high: float = float("inf")) -> dict
     return {"video_guidance": both, "multiview_guidance": both}
 
 
-CHOOSING = replace(default(), steps=8, correction=0.0)  # rules are compared at eight steps, which cost half
+# Rules are compared at eight steps, which cost half, and to a plain blend under guidance.
+DRAWN = replace(default(), leap=0.0, row_guidance=None, **guidance(2.0))
+CHOOSING = replace(DRAWN, steps=8)
 
 
 def ours(**changes) -> DiffusionSquaredConfig:
@@ -36,6 +38,11 @@ def ours(**changes) -> DiffusionSquaredConfig:
 RULES: dict[str, DiffusionSquaredConfig] = {
     "start": CHOOSING,
     "learned steps": ours(schedule="learned_small"),
+    "leap to 4, guidance 1": ours(leap=4.0, **guidance(1.0)),
+    "leap to 2, guidance 1": ours(leap=2.0, **guidance(1.0)),
+    "leap to 1, guidance 1": ours(leap=1.0, **guidance(1.0)),
+    "leap to 0.5, guidance 1": ours(leap=0.5, **guidance(1.0)),
+    "leap to 1": ours(leap=1.0),
     "guided after, video background": ours(shared_background="video"),
     "guidance 1": ours(**guidance(1.0)),
     "guidance 1.5": ours(**guidance(1.5)),
@@ -43,6 +50,8 @@ RULES: dict[str, DiffusionSquaredConfig] = {
     "share 0.2": ours(share=constant(0.2)),
     "share 0.6": ours(share=constant(0.6)),
     "share 0.8": ours(share=constant(0.8)),
+    "share 0.6, guidance 1.5": ours(share=constant(0.6), **guidance(1.5)),
+    "share 0.8, guidance 1.5": ours(share=constant(0.8), **guidance(1.5)),
     "motion from multi-view": ours(share=constant(0.2), bands=BandsConfig("time", 0.35, constant(0.6))),
     "motion from multi-view alone": ours(share=constant(0.2), bands=BandsConfig("time", 0.35, constant(1.0))),
     "guidance 1 to 80": ours(**guidance(2.0, 1.0, 80.0)),
@@ -65,6 +74,7 @@ RULES: dict[str, DiffusionSquaredConfig] = {
 FINALISTS: dict[str, DiffusionSquaredConfig] = {
     "balanced": default(),
     "preview": PRESETS["preview"](),
+    "no leap, guidance 2": DRAWN,
     "paper": paper(),
     "full": PRESETS["full"](),
     "released": PRESETS["released"](),

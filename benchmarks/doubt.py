@@ -20,9 +20,9 @@ import tyro
 from loom4d.cameras import cells, orbit
 from loom4d.evaluation.scores import foreground_psnr
 from loom4d.gaussians.asset import render
-from loom4d.gaussians.fit import PRESETS, fit
+from loom4d.gaussians.fit import fit
 from loom4d.grid import ImageGrid, load_grid
-from loom4d.pipeline import GenerateConfig
+from loom4d.pipeline import GenerateConfig, fitting_of
 from loom4d.runs import load_tensors, result_of, write_json
 from loom4d.sources.procedural import moving_object, procedural_grid
 from loom4d.sources.procedural import render as render_procedural
@@ -38,7 +38,7 @@ class Options:
     first: int = 16
     rule: str = "balanced"  # of benchmarks/composition.py judge
     doubts: tuple[float, ...] = (0.0, 0.5, 1.0)
-    fitting: str = "balanced"
+    fitting: str = "balanced"  # as `loom4d generate` fits at this quality
     grids: Path = Path("runs/composition")
     out: Path = Path("benchmarks/results/doubt.json")
 
@@ -62,7 +62,7 @@ def scored(folder: Path, number: int, options: Options) -> dict[str, Any]:
     aside = between(truth, number)
     row: dict[str, Any] = {"object": number, "grid": round(float(foreground_psnr(grid, truth)[unseen].nanmean()), 3)}
     for doubt in options.doubts:
-        config = replace(PRESETS[options.fitting](), preview_every=0)
+        config = replace(fitting_of(options.fitting), preview_every=0)
         asset = result_of(fit(grid, config, trust, 1 - doubt * disagreement))
         shown = [render(asset, one.cameras, one.times, *one.size) for one in (truth, aside)]
         row[f"cells, doubt {doubt}"] = round(float(foreground_psnr(shown[0], truth)[unseen].nanmean()), 3)

@@ -160,9 +160,8 @@ def in_one_step(config: DiffusionSquaredConfig) -> DiffusionSquaredConfig:
     """From pure noise to 0 at once, unguided: the priors' mean of all that they hold possible, too blurred to show. A
     drawn sample is up to 3 dB behind it; what it is behind the truth, the priors do not know."""
     plain = Guidance(1.0, 1.0)
-    return replace(
-        config, steps=1, video_guidance=plain, row_guidance=None, multiview_guidance=plain, column_guidance=plain
-    )
+    unguided = {"video_guidance": plain, "row_guidance": None, "multiview_guidance": plain, "column_guidance": plain}
+    return replace(config, steps=1, leap=0.0, **unguided)
 
 
 def orbits(given: ImageGrid, family: Family, config: DiffusionSquaredConfig, nearest: Nearest) -> dict[str, ImageGrid]:

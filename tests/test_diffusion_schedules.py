@@ -10,12 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
+from loom4d.diffusion.samplers import euler
 from loom4d.diffusion.schedules import (
     ALIGNED_SVD,
     LEARNED_SMALL,
     SCHEDULES,
     align_your_steps_svd,
     karras,
+    leaping,
     learned_small,
     schedule,
     trained_ladder,
@@ -56,6 +58,33 @@ def test_every_schedule_falls_from_sigma_max_to_zero(name, steps, sigma_min, sig
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_one_step_starts_at_sigma_max(name):
     assert_close(schedule(name, 1), torch.tensor([700.0, 0.0], dtype=torch.float64))
+
+
+@given(name=st.sampled_from(sorted(SCHEDULES)), steps=st.integers(2, 40), to=st.floats(0.1, 50))
+def test_a_leap_goes_straight_to_where_the_schedule_begins(name, steps, to):
+    sigmas = leaping(name, steps, to, 0.02, 80.0)
+    assert len(sigmas) == steps + 1 and sigmas[0] == 80 and sigmas[-1] == 0
+    assert_close(sigmas[1:], schedule(name, steps - 1, 0.02, to))
+    assert (sigmas.diff() < 0).all()
+
+
+@pytest.mark.parametrize("steps, to", [(1, 1.0), (8, 0.02), (8, 80.0), (8, 0.0)])
+def test_a_leap_to_nowhere_is_refused(steps, to):
+    with pytest.raises(ValueError, match="needs steps >= 2"):
+        leaping("karras", steps, to, 0.02, 80.0)
+
+
+@pytest.mark.parametrize("to", [0.5, 1.0, 4.0])
+def test_what_a_leap_keeps_of_the_variance(to):
+    """Of a Gaussian of deviation s, whose denoiser is s² x / (s² + σ²), it draws the share to² / (s² + to²)."""
+    deviation, start = 0.7, torch.tensor([1e4], dtype=torch.float64)
+
+    def denoise(x, sigma):
+        return deviation**2 * x / (deviation**2 + sigma**2)
+
+    drawn = euler(denoise, start, leaping("karras", 2000, to, 1e-4, 1e4))  # from noise of one deviation
+    kept = float(drawn / deviation) ** 2
+    assert kept == pytest.approx(to**2 / (deviation**2 + to**2), rel=5e-3)
 
 
 def test_the_trained_ladder_of_latent_diffusion():

@@ -333,6 +333,32 @@ def test_bands_over_time_take_motion_from_one_prior_and_looks_from_the_other():
         result_of(imagine(truth()[:1, :1], Split(truth()).family(), replace(weave, bands=BandsConfig("colour"))))
 
 
+def test_only_the_grid_leaps():
+    """The condition column is drawn by the whole schedule."""
+    grid, asked = truth(), []
+    family, multiview = Oracle(grid).family(), Oracle(grid).multiview
+
+    def watched(*arguments, **named):
+        denoise = multiview(*arguments, **named)
+        return lambda x, sigma: (asked.append(float(sigma)), denoise(x, sigma))[1]
+
+    weaver = Weaver(
+        grid[:1, :], replace(family, multiview=watched), config(leap=1.0, share=Curve("constant", 0.5)), None
+    )
+    column = result_of(weaver.column())
+    assert len(asked) == 5 and 1 < asked[1] < asked[0] == 80
+    asked.clear()
+    result_of(weaver.grid(column, grid.premultiplied[0]))
+    assert asked[:2] == [80, 1] and len(asked) == 5
+
+
+@pytest.mark.parametrize("changes", [{"leap": 80.0}, {"leap": 0.01}, {"leap": 1.0, "steps": 1}])
+def test_a_leap_that_is_none_is_refused(changes):
+    grid = truth()
+    with pytest.raises(InputError, match="leap"):
+        Weaver(grid[:1, :], Oracle(grid).family(), replace(config(), **changes), None)
+
+
 def test_what_cannot_be_woven_is_refused():
     with pytest.raises(InputError, match="nothing to imagine"):
         result_of(imagine(truth(), Oracle(truth()).family(), config()))

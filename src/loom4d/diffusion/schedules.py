@@ -77,6 +77,15 @@ def schedule(name: str, steps: int, sigma_min: float = SIGMA_MIN, sigma_max: flo
     return SCHEDULES[name](steps, sigma_min, sigma_max)
 
 
+def leaping(name: str, steps: int, to: float, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX) -> Sigmas:
+    """σ_max, and then at once the named sequence from `to` on down. The first step leaves x = D(σ_max) + `to` · noise:
+    what is decided above `to` is not drawn, it stays the mean of all that is possible."""
+    if steps < 2 or not sigma_min < to < sigma_max:
+        raise ValueError(f"needs steps >= 2 and {sigma_min} < to < {sigma_max}, got {steps} and {to}")
+    rest = schedule(name, steps - 1, sigma_min, to)
+    return torch.cat([rest.new_full((1,), sigma_max), rest])
+
+
 def _check(steps: int, sigma_min: float, sigma_max: float) -> None:
     if steps < 1 or not 0 < sigma_min < sigma_max:
         raise ValueError(f"needs steps >= 1 and 0 < sigma_min < sigma_max, got {steps}, {sigma_min}, {sigma_max}")

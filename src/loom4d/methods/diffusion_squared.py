@@ -36,7 +36,7 @@ from loom4d.diffusion.disagreement import Disagreement
 from loom4d.diffusion.frequency import FILTERS
 from loom4d.diffusion.guidance import guided, linear
 from loom4d.diffusion.reuse import Held, by_turns, reused, step_of
-from loom4d.diffusion.schedules import schedule
+from loom4d.diffusion.schedules import Sigmas, leaping, schedule
 from loom4d.grid import ImageGrid, straight
 from loom4d.methods.diffusion_squared_presets import (
     PRESETS,
@@ -98,7 +98,7 @@ class Weaver:
         self.reference = config.reference_frame % len(self.times) if given.frames > 1 else 0
         self.azimuths = self.cameras.azimuths_deg()[:, 0]
         self.elevations = self.cameras.elevations_deg()[:, 0]
-        self.sigmas = schedule(config.schedule, config.steps, family.sigma_min, family.sigma_max)
+        self.sigmas = grid_sigmas(config, family)
 
     def _shallow(self) -> Family:
         """The family that draws the grid: its deep layers are asked at every so-manieth step only."""
@@ -321,11 +321,12 @@ class Weaver:
         held: Held | None = None,
     ) -> Work[Latents]:
         """One trajectory of so many views and frames, with the stage's own noise."""
-        config, (views, frames) = self.config, size
+        config, family, (views, frames) = self.config, self.family, size
+        drawn = schedule(config.schedule, config.steps, family.sigma_min, family.sigma_max)
         noise = grid_noise(config.seed, views, frames, self.family.latent_shape, stream=STREAMS[stage])
         walk = Walk(
             stage,
-            self.sigmas,
+            self.sigmas if stage == "grid" else drawn,
             replace(config.sampling, seed=config.seed),
             Disagreement() if watch is None else watch,
             {} if held is None else held,
@@ -341,6 +342,18 @@ def told_of(across: CrossingClip | None, clips: Sequence[int]) -> dict[str, Cros
     if across is None:
         return {}
     return {"crossing": CrossingClip(across.pictures[clips], across.azimuths_deg[clips], across.times[clips])}
+
+
+def grid_sigmas(config: DiffusionSquaredConfig, family: Family) -> Sigmas:
+    """The steps in which the grid is drawn; the condition column and row take the schedule as it is."""
+    if not config.leap:
+        return schedule(config.schedule, config.steps, family.sigma_min, family.sigma_max)
+    if config.steps < 2 or not family.sigma_min < config.leap < family.sigma_max:
+        raise InputError(
+            f"--imagining.leap {config.leap:g} in {config.steps} steps: it takes two steps or more, and a σ between "
+            f"{family.sigma_min:g} and {family.sigma_max:g} with the {family.name} priors, or 0 for none"
+        )
+    return leaping(config.schedule, config.steps, config.leap, family.sigma_min, family.sigma_max)
 
 
 def sized(config: DiffusionSquaredConfig, family: Family) -> DiffusionSquaredConfig:
