@@ -27,7 +27,7 @@ def guidance(scale: float, low: float = 0.0, high: float = float("inf")) -> dict
 
 
 # Rules are compared at eight steps, which cost half, and to a plain blend under guidance.
-DRAWN = replace(default(), leap=0.0, row_guidance=None, **guidance(2.0))
+DRAWN = replace(default(), leap=0.0, share=constant(0.4), row_guidance=None, **guidance(2.0))
 CHOOSING = replace(DRAWN, steps=8)
 
 
@@ -43,6 +43,9 @@ RULES: dict[str, DiffusionSquaredConfig] = {
     "leap to 1, guidance 1": ours(leap=1.0, **guidance(1.0)),
     "leap to 0.5, guidance 1": ours(leap=0.5, **guidance(1.0)),
     "leap to 1": ours(leap=1.0),
+    "leap to 1, guidance 1, share 0.6": ours(leap=1.0, share=constant(0.6), **guidance(1.0)),
+    "leap to 1, guidance 1, share 0.8": ours(leap=1.0, share=constant(0.8), **guidance(1.0)),
+    "leap to 1, guidance 1, share 1": ours(leap=1.0, share=constant(1.0), **guidance(1.0)),
     "guided after, video background": ours(shared_background="video"),
     "guidance 1": ours(**guidance(1.0)),
     "guidance 1.5": ours(**guidance(1.5)),

@@ -64,13 +64,13 @@ class DiffusionSquaredConfig:
 
 
 def default() -> DiffusionSquaredConfig:
-    """Ours, for the built-in priors: an even-handed blend without guidance in 16 second-order steps, the first of which
+    """Ours, for the built-in priors: a constant blend without guidance in 16 second-order steps, the first of which
     leaps; chosen by completion on held-out objects, and by looking (docs/composition.md)."""
     return DiffusionSquaredConfig(
         steps=16,
         leap=1.0,
         sampling=Sampling("dpmpp_2m"),
-        share=Curve("constant", high=0.4),
+        share=Curve("constant", high=0.8),
         video_guidance=Guidance(1.0, 1.0),
         row_guidance=Guidance(2.0, 2.0),
         multiview_guidance=Guidance(1.0, 1.0),
