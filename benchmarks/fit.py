@@ -24,7 +24,8 @@ import torch
 from loom4d.cameras import Cameras, cells, orbit
 from loom4d.evaluation.scores import foreground_psnr
 from loom4d.gaussians.asset import render as render_asset
-from loom4d.gaussians.fit import PRESETS, FitConfig, fit
+from loom4d.gaussians.fit import fit
+from loom4d.gaussians.fit_config import PRESETS, FitConfig
 from loom4d.gaussians.losses import psnr
 from loom4d.gaussians.motion import MOTIONS, DynamicGaussians
 from loom4d.grid import ImageGrid, contact_sheet, straight

@@ -16,7 +16,8 @@ from dataclasses import replace
 import torch
 
 from loom4d.cameras import Cameras, cells, orbit, turntable
-from loom4d.gaussians.fit import PRESETS, fit
+from loom4d.gaussians.fit import fit
+from loom4d.gaussians.fit_config import PRESETS
 from loom4d.gaussians.motion import MOTIONS
 from loom4d.gaussians.rasterize import BACKENDS, default_backend
 from loom4d.grid import ImageGrid

@@ -28,7 +28,8 @@ from loom4d.export.mesh import MeshOptions, canonical_mesh, moving_mesh
 from loom4d.export.skin import skinned_mesh
 from loom4d.export.surface import Mesh, normals
 from loom4d.gaussians.asset import load_asset, save_asset
-from loom4d.gaussians.fit import balanced, fit
+from loom4d.gaussians.fit import fit
+from loom4d.gaussians.fit_config import balanced
 from loom4d.gaussians.motion import DynamicGaussians
 from loom4d.gaussians.rasterize import RasterOptions, rasterize
 from loom4d.runs import result_of

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from loom4d.export.video import OrbitOptions
-from loom4d.gaussians.fit import PRESETS, FitConfig
+from loom4d.gaussians.fit_config import PRESETS, FitConfig
 from loom4d.methods import METHODS, Method
 from loom4d.methods.diffusion_squared import default
 from loom4d.serve import choices

@@ -19,8 +19,8 @@ from loom4d.denoisers.autoencoder import Autoencoder, AutoencoderConfig
 from loom4d.denoisers.small import SmallConfig, SmallPrior
 from loom4d.denoisers.weights import AUTOENCODER, PRIOR, write_weights
 from loom4d.export import FORMATS
-from loom4d.gaussians.fit import PRESETS as FIT_PRESETS
-from loom4d.gaussians.fit import forgiving
+from loom4d.gaussians.fit_config import PRESETS as FIT_PRESETS
+from loom4d.gaussians.fit_config import forgiving
 from loom4d.methods.diffusion_squared import PRESETS
 from loom4d.options import choices_of
 from loom4d.pipeline import STAGES, confidence_of

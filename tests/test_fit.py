@@ -11,18 +11,8 @@ from torch.testing import assert_close
 from loom4d.cameras import FOV_DEG, seen_region, turntable
 from loom4d.gaussians.asset import render
 from loom4d.gaussians.between import BELIEVED, filled, middles, shown_between
-from loom4d.gaussians.fit import (
-    PRESETS,
-    FitConfig,
-    Stage,
-    batch_cells,
-    fit,
-    forgiving,
-    initial_state,
-    score,
-    thrifty,
-    with_previews,
-)
+from loom4d.gaussians.fit import batch_cells, fit, initial_state, score, with_previews
+from loom4d.gaussians.fit_config import PRESETS, FitConfig, Stage, forgiving, thrifty
 from loom4d.gaussians.gaussians import sh_of
 from loom4d.gaussians.initial import ball_cloud, carved, covered, hull_cloud, still_cloud, voxel_centres
 from loom4d.gaussians.motion import MOTIONS

@@ -12,7 +12,8 @@ from torch.testing import assert_close
 from loom4d.cameras import Cameras, Placement, orbit, turntable
 from loom4d.export.transforms import TransformsOptions, write_asset_transforms, write_transforms
 from loom4d.gaussians.asset import render, save_asset
-from loom4d.gaussians.fit import FitConfig, fit, initial_state, score
+from loom4d.gaussians.fit import fit, initial_state, score
+from loom4d.gaussians.fit_config import FitConfig
 from loom4d.gaussians.initial import looking
 from loom4d.gaussians.motion import MOTIONS, DynamicGaussians
 from loom4d.gaussians.placing import placed

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from loom4d.cameras import Cameras, orbit
-from loom4d.gaussians.fit import FitConfig, fit, score
+from loom4d.gaussians.fit import fit, score
+from loom4d.gaussians.fit_config import FitConfig
 from loom4d.gaussians.gaussians import Gaussians
 from loom4d.gaussians.motion import MOTIONS
 from loom4d.gaussians.rasterize import RasterOptions, rasterize

@@ -23,8 +23,8 @@ from starlette.testclient import TestClient
 
 from loom4d.denoisers import DENOISERS
 from loom4d.export import FORMATS
-from loom4d.gaussians.fit import PRESETS as QUALITIES
-from loom4d.gaussians.fit import FitConfig
+from loom4d.gaussians.fit_config import PRESETS as QUALITIES
+from loom4d.gaussians.fit_config import FitConfig
 from loom4d.grid import to_bytes
 from loom4d.methods import METHODS
 from loom4d.pipeline import GenerateConfig

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from loom4d.export.video import OrbitOptions as OrbitOptions
     from loom4d.gaussians.asset import load_asset as load_asset
     from loom4d.gaussians.asset import render as render
-    from loom4d.gaussians.fit import FitConfig as FitConfig
     from loom4d.gaussians.fit import fit as fit
+    from loom4d.gaussians.fit_config import FitConfig as FitConfig
     from loom4d.grid import ImageGrid as ImageGrid
     from loom4d.grid import load_grid as load_grid
     from loom4d.methods.diffusion_squared import DiffusionSquaredConfig as DiffusionSquaredConfig
@@ -34,7 +34,7 @@ PUBLIC = {
     "Cameras": "cameras",
     "DiffusionSquaredConfig": "methods.diffusion_squared",
     "Event": "runs",
-    "FitConfig": "gaussians.fit",
+    "FitConfig": "gaussians.fit_config",
     "GenerateConfig": "pipeline",
     "ImageGrid": "grid",
     "InputError": "runs",

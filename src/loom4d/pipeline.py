@@ -24,7 +24,8 @@ from loom4d.denoisers.weights import load_autoencoder
 from loom4d.evaluation.scores import foreground_psnr, psnr
 from loom4d.export.video import OrbitOptions, write_orbit
 from loom4d.gaussians.asset import load_asset, render, save_asset
-from loom4d.gaussians.fit import PRESETS, FitConfig, fit, forgiving, with_previews
+from loom4d.gaussians.fit import fit, with_previews
+from loom4d.gaussians.fit_config import PRESETS, FitConfig, forgiving
 from loom4d.gaussians.motion import DynamicGaussians
 from loom4d.gaussians.objective import Perceptual
 from loom4d.gaussians.perceptual import feature_distance, lpips

@@ -16,7 +16,8 @@ from loom4d.export import FORMATS, export
 from loom4d.export.transforms import TransformsOptions
 from loom4d.export.video import OrbitOptions, as_fitted
 from loom4d.gaussians.asset import load_asset, save_asset
-from loom4d.gaussians.fit import FitConfig, balanced, fit, initial_state, with_previews
+from loom4d.gaussians.fit import fit, initial_state, with_previews
+from loom4d.gaussians.fit_config import FitConfig, balanced
 from loom4d.gaussians.initial import Cloud
 from loom4d.gaussians.motion import DynamicGaussians
 from loom4d.gaussians.placing import placed

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from loom4d.cli.making import StageChoice, export_to, fit_command, generate, view
 from loom4d.cli.upkeep import curate_command, doctor, serve, train, weights
-from loom4d.gaussians.fit import PRESETS as FIT_PRESETS
+from loom4d.gaussians.fit_config import PRESETS as FIT_PRESETS
 from loom4d.methods import METHODS
 from loom4d.methods.diffusion_squared import PRESETS
 from loom4d.pipeline import fitting_of

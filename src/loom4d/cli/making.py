@@ -20,7 +20,7 @@ from loom4d.denoisers.full_size import FullSizeConfig
 from loom4d.export import FORMATS
 from loom4d.export.video import OrbitOptions
 from loom4d.gaussians.asset import load_asset
-from loom4d.gaussians.fit import FitConfig
+from loom4d.gaussians.fit_config import FitConfig
 from loom4d.grid import load_grid
 from loom4d.methods.diffusion_squared import DiffusionSquaredConfig
 from loom4d.reconstruct import ReconstructConfig, export_run, reconstruct

@@ -99,6 +99,7 @@ class Weaver:
         self.azimuths = self.cameras.azimuths_deg()[:, 0]
         self.elevations = self.cameras.elevations_deg()[:, 0]
         self.sigmas = grid_sigmas(config, family)
+        self.condition_sigmas = schedule(config.schedule, config.steps, family.sigma_min, family.sigma_max)
 
     def _shallow(self) -> Family:
         """The family that draws the grid: its deep layers are asked at every so-manieth step only."""
@@ -321,12 +322,11 @@ class Weaver:
         held: Held | None = None,
     ) -> Work[Latents]:
         """One trajectory of so many views and frames, with the stage's own noise."""
-        config, family, (views, frames) = self.config, self.family, size
-        drawn = schedule(config.schedule, config.steps, family.sigma_min, family.sigma_max)
+        config, (views, frames) = self.config, size
         noise = grid_noise(config.seed, views, frames, self.family.latent_shape, stream=STREAMS[stage])
         walk = Walk(
             stage,
-            self.sigmas if stage == "grid" else drawn,
+            self.sigmas if stage == "grid" else self.condition_sigmas,
             replace(config.sampling, seed=config.seed),
             Disagreement() if watch is None else watch,
             {} if held is None else held,

@@ -12,7 +12,7 @@ from typing import Any
 from loom4d.denoisers import DENOISERS, Family
 from loom4d.denoisers.full_size import FullSizeConfig
 from loom4d.export import FORMATS, Format
-from loom4d.gaussians.fit import PRESETS as QUALITIES
+from loom4d.gaussians.fit_config import PRESETS as QUALITIES
 from loom4d.gaussians.motion import MOTIONS
 from loom4d.methods import METHODS
 from loom4d.options import choices_of

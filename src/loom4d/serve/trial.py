@@ -14,8 +14,8 @@ import torch
 from loom4d.cameras import turntable
 from loom4d.denoisers import Family
 from loom4d.export.video import write_orbit
-from loom4d.gaussians.fit import PRESETS as QUALITIES
 from loom4d.gaussians.fit import fit
+from loom4d.gaussians.fit_config import PRESETS as QUALITIES
 from loom4d.gaussians.motion import DynamicGaussians
 from loom4d.grid import ImageGrid
 from loom4d.methods import METHODS
