@@ -13,7 +13,7 @@ from loom4d.diffusion.denoiser import from_velocity
 from loom4d.runs import InputError, load_tensors, result_of
 from loom4d.training.curation import Examined, Verdict, write_shard
 from loom4d.training.loop import COLOURS, LoopConfig, arithmetic, curve, learning_rate, peak_arithmetic, read_log
-from loom4d.training.objective import LatentGrids, some_cells, velocity_error
+from loom4d.training.objective import LatentGrids, some_cells, training_sigmas, velocity_error
 from loom4d.training.recipes import RECIPES, run_recipe, tiny
 from loom4d.training.shards import ShardConfig, make_shards, open_shards
 
@@ -38,7 +38,8 @@ def test_every_recipe_ends_in_its_weight_file(family):
     _, facts = load_tensors(family / "prior.safetensors")
     assert facts["step"] == 6
     kinds = {"video", "multiview", "cell"}
-    assert set(facts["scores"]) == kinds | {f"{kind} crossed" for kind in kinds}
+    kinds |= {f"{kind} crossed" for kind in kinds}
+    assert set(facts["scores"]) == kinds | {f"{kind} from noise" for kind in kinds}
     assert (family / "prior" / "curve.png").exists() and (family / "prior" / "samples_000006.png").exists()
 
 
@@ -102,9 +103,18 @@ def test_a_network_without_error_is_the_exact_denoiser():
         seen.append((denoise(x / unit, sigma) - clean).abs().max())
         return velocity
 
-    error = velocity_error(perfect, clean, condition, torch.ones(4, dtype=torch.bool), generator)
+    sigma = training_sigmas(4, generator)
+    error = velocity_error(perfect, clean, condition, torch.ones(4, dtype=torch.bool), sigma, generator)
     assert error.max() < 1e-6
     assert max(seen) < 1e-2  # float32 at σ up to 100
+
+
+def test_training_visits_the_noise_that_sampling_does():
+    """Of a sampler's sixteen steps from 80 to 0.02 half lie above σ = 5, and one that leaps asks at pure noise."""
+    sigma = training_sigmas(20_000, torch.Generator().manual_seed(0))
+    assert sigma.min() >= 0.01 and sigma.max() <= 100
+    assert 0.45 < (sigma > 5).float().mean() < 0.55
+    assert 0.15 < ((sigma > 50) & (sigma < 100)).float().mean() < 0.25
 
 
 def test_clips_are_cut_as_they_are_told():

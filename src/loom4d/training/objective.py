@@ -116,6 +116,7 @@ def mosaic(pictures: Float[Tensor, "row column 3 h w"], zoom: int = 2) -> Image.
 CELL_SHARE = 0.1  # of the prior's steps, on single pictures: what rows and columns have in common
 VIDEO_SHARE = 0.4  # of a step's clips, over time; the rest go around the object
 CROSSED_SHARE = 0.5  # of the clips, told a clip that crosses them
+PURE_SHARE = 0.15  # of the clips, as good as pure noise: a sampler that leaps asks for the mean there, and once only
 
 # --- the priors -----------------------------------------------------------------------------------------------------
 
@@ -274,13 +275,15 @@ class PriorTask:
             clips = some_clips(self.train, self.batch, generator, crossed=crossed)
         condition = smudged(clips.condition, generator)
         kept = uniform(len(clips.latents)) > 0.1
-        return velocity_error(call, clips.latents, condition, kept, generator).mean()
+        sigma = training_sigmas(len(clips.latents), generator)
+        return velocity_error(call, clips.latents, condition, kept, sigma, generator).mean()
 
     def _generator(self, seed: int) -> torch.Generator:
         return torch.Generator(self.train.latents.device).manual_seed(seed)
 
     def scores(self) -> dict[str, float]:
-        """Velocity error on held-out clips with fixed noise: over time, over views, of cells; alone and crossed."""
+        """Velocity error on held-out clips with fixed noise: over time, over views, of cells; alone and crossed; at
+        ln σ ~ N(0.4, 1.6), and from pure noise."""
         generator = self._generator(3)
         result = {}
         draws: dict[str, Callable[..., Clips]] = {
@@ -293,9 +296,12 @@ class PriorTask:
         for kind, drawn in draws.items():
             clips = drawn(self.held_out, 48, generator)
             kept = torch.ones(len(clips.latents), dtype=torch.bool, device=generator.device)
-            with torch.inference_mode(), torch.autocast(generator.device.type, torch.bfloat16):
-                error = velocity_error(self.prior, clips.latents, clips.condition, kept, generator)
-            result[kind] = round(error.mean().item(), 5)
+            usual = log_normal(len(clips.latents), 0.4, 1.6, generator)
+            pure, noise = torch.full_like(usual, 80.0), self._generator(5)
+            for name, sigma, drawing in ((kind, usual, generator), (f"{kind} from noise", pure, noise)):
+                with torch.inference_mode(), torch.autocast(generator.device.type, torch.bfloat16):
+                    error = velocity_error(self.prior, clips.latents, clips.condition, kept, sigma, drawing)
+                result[name] = round(error.mean().item(), 5)
         return result
 
     def preview(self) -> Image.Image:
@@ -379,12 +385,28 @@ def some_cells(grids: LatentGrids, count: int, generator: torch.Generator, cross
     return grids.cells(which, place, torch.where(told[:, None], own_row, given), given[:, 0], told)
 
 
+def training_sigmas(count: int, generator: torch.Generator) -> Float[Tensor, " b"]:
+    """What sampling visits: its steps lie as close at large σ, where shapes are decided, as at small ones."""
+    sigma = log_normal(count, 1.2, 1.8, generator)
+    pure = torch.rand(count, generator=generator, device=generator.device) < PURE_SHARE
+    return torch.where(pure, log_normal(count, 4.3, 0.1, generator), sigma)
+
+
+def log_normal(count: int, mean: float, deviation: float, generator: torch.Generator) -> Float[Tensor, " b"]:
+    """σ with ln σ ~ N(mean, deviation), in 0.01..100."""
+    drawn = torch.randn(count, generator=generator, device=generator.device)
+    return (mean + deviation * drawn).exp().clamp(0.01, 100)
+
+
 def velocity_error(
-    call: Callable, clean: Tensor, condition: ClipCondition, kept: Tensor, generator: torch.Generator
+    call: Callable,
+    clean: Tensor,
+    condition: ClipCondition,
+    kept: Tensor,
+    sigma: Float[Tensor, " b"],
+    generator: torch.Generator,
 ) -> Float[Tensor, " b"]:
-    """Mean squared velocity error per clip at ln σ ~ N(0.4, 1.6), one σ per clip."""
-    drawn = torch.randn(len(clean), generator=generator, device=generator.device)
-    sigma = (0.4 + 1.6 * drawn).exp().clamp(0.01, 100)
+    """Mean squared velocity error per clip, one σ per clip."""
     noise = torch.randn(clean.shape, generator=generator, device=generator.device)
     wide = sigma[:, None, None, None, None]
     unit = (1 + wide**2) ** -0.5
