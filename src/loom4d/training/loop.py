@@ -246,12 +246,15 @@ def read_log(folder: Path) -> list[dict]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
+FROM_NOISE = " from noise"  # ends the names of scores at pure noise
+LEGEND_COLUMNS = 4
 COLOURS = [(200, 60, 40), (30, 140, 60), (150, 60, 190), (220, 150, 20), (20, 150, 170), (120, 80, 40)]
 
 
-def curve(lines: list[dict], size: tuple[int, int] = (800, 400)) -> Image.Image:
+def curve(lines: list[dict], size: tuple[int, int] = (800, 440)) -> Image.Image:
     """Loss and held-out scores over steps as a picture: the loss in blue with its axis on the left, the scores of each
-    task in colours of their own with one axis on the right; both axes are logarithmic."""
+    task in colours of their own with one axis on the right; both axes are logarithmic. What is scored from pure noise
+    has its task's colour and a thin line."""
     losses = [(line["step"], line["loss"]) for line in lines if "loss" in line]
     scores: dict[str, list[tuple[int, float]]] = {}
     for line in lines:
@@ -262,12 +265,17 @@ def curve(lines: list[dict], size: tuple[int, int] = (800, 400)) -> Image.Image:
         return picture
     draw, (width, height) = ImageDraw.Draw(picture), size
     last = lines[-1]["step"]
-    _draw_lines(draw, [(losses, (30, 90, 200), 1)], last, size, 2)
     shown = {name: points for name, points in scores.items() if len(points) > 1 and min(y for _, y in points) > 0}
-    colours = [COLOURS[index % len(COLOURS)] for index in range(len(shown))]
-    _draw_lines(draw, list(zip(shown.values(), colours, [3] * len(shown), strict=True)), last, size, width - 45)
+    tasks = [name.removesuffix(FROM_NOISE) for name in shown]
+    colours = [COLOURS[list(dict.fromkeys(tasks)).index(task) % len(COLOURS)] for task in tasks]
+    thickness = [1 if name.endswith(FROM_NOISE) else 3 for name in shown]
+    top = 10 + 14 * math.ceil(len(shown) / LEGEND_COLUMNS)
+    _draw_lines(draw, [(losses, (30, 90, 200), 1)], last, size, top, 2)
+    _draw_lines(draw, list(zip(shown.values(), colours, thickness, strict=True)), last, size, top, width - 45)
     for index, (name, points) in enumerate(shown.items()):
-        draw.text((width - 250, 10 + 12 * index), f"{name}: {points[-1][1]:.3g}", fill=colours[index])
+        row, column = divmod(index, LEGEND_COLUMNS)
+        place = (50 + (width - 100) * column // LEGEND_COLUMNS, 4 + 14 * row)
+        draw.text(place, f"{name}: {points[-1][1]:.3g}", fill=colours[index])
     draw.text((width - 140, height - 20), f"step {last}", fill="black")
     return picture
 
@@ -275,15 +283,17 @@ def curve(lines: list[dict], size: tuple[int, int] = (800, 400)) -> Image.Image:
 Series = tuple[list[tuple[int, float]], tuple[int, int, int], int]  # (step, value) pairs, colour, line width
 
 
-def _draw_lines(draw: ImageDraw.ImageDraw, series: list[Series], last: int, size: tuple[int, int], labels: int) -> None:
-    """Lines on one logarithmic axis, whose labels stand at `labels` from the left."""
+def _draw_lines(
+    draw: ImageDraw.ImageDraw, series: list[Series], last: int, size: tuple[int, int], top: int, labels: int
+) -> None:
+    """Lines on one logarithmic axis below `top`, whose labels stand at `labels` from the left."""
     if not series:
         return
-    width, height = size[0] - 100, size[1] - 40
+    width, height = size[0] - 100, size[1] - 30 - top
     heights = [math.log10(value) for points, _, _ in series for _, value in points]
     low, span = min(heights), max(max(heights) - min(heights), 1e-9)
     for points, colour, thickness in series:
-        place = [(50 + width * x / last, 10 + height * (1 - (math.log10(y) - low) / span)) for x, y in points]
+        place = [(50 + width * x / last, top + height * (1 - (math.log10(y) - low) / span)) for x, y in points]
         draw.line(place, fill=colour, width=thickness)
     for share in (0.0, 0.5, 1.0):
-        draw.text((labels, 4 + height * (1 - share)), f"{10 ** (low + share * span):.3g}", fill="black")
+        draw.text((labels, top - 6 + height * (1 - share)), f"{10 ** (low + share * span):.3g}", fill="black")
