@@ -11,9 +11,10 @@ from torch.testing import assert_close
 from loom4d.denoisers.small import ClipCondition
 from loom4d.diffusion.denoiser import from_velocity
 from loom4d.runs import InputError, load_tensors, result_of
+from loom4d.training.clips import LatentGrids, some_cells
 from loom4d.training.curation import Examined, Verdict, write_shard
 from loom4d.training.loop import COLOURS, LoopConfig, arithmetic, curve, learning_rate, peak_arithmetic, read_log
-from loom4d.training.objective import LatentGrids, some_cells, training_sigmas, velocity_error
+from loom4d.training.objective import training_sigmas, velocity_error
 from loom4d.training.recipes import RECIPES, run_recipe, tiny
 from loom4d.training.shards import ShardConfig, make_shards, open_shards
 

@@ -13,8 +13,9 @@ from loom4d.denoisers.autoencoder import Autoencoder, AutoencoderConfig
 from loom4d.denoisers.small import SmallConfig, SmallPrior
 from loom4d.denoisers.weights import AUTOENCODER, PRIOR, load_autoencoder, load_prior, write_weights
 from loom4d.runs import Event, InputError, Work
+from loom4d.training.clips import LatentGrids
 from loom4d.training.loop import LoopConfig, train
-from loom4d.training.objective import AutoencoderTask, LatentGrids, PriorTask
+from loom4d.training.objective import AutoencoderTask, PriorTask
 from loom4d.training.shards import (
     ShardConfig,
     Shards,
