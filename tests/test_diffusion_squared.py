@@ -9,6 +9,7 @@ from torch.testing import assert_close
 from loom4d.cameras import turntable
 from loom4d.denoisers.family import Family, Guidance
 from loom4d.diffusion.composition import Curve
+from loom4d.diffusion.samplers import Sampling
 from loom4d.grid import ImageGrid
 from loom4d.methods.diffusion_squared import (
     PRESETS,
@@ -331,6 +332,20 @@ def test_bands_over_time_take_motion_from_one_prior_and_looks_from_the_other():
     assert_close(made.rgba[:, :, 3, 0, 0], expected, atol=1e-4, rtol=0)
     with pytest.raises(InputError, match="bands"):
         result_of(imagine(truth()[:1, :1], Split(truth()).family(), replace(weave, bands=BandsConfig("colour"))))
+
+
+def test_the_condition_column_may_be_sampled_its_own_way():
+    given = truth()[:1, :1]
+
+    def column_and_row(**changes):
+        weaver = Weaver(given, Timid(truth()).family(), config(**changes), None)
+        return result_of(weaver.column()), result_of(weaver.row())
+
+    own = column_and_row(sampling=Sampling("dpmpp_2m"), column_sampling=Sampling("euler"))
+    second = column_and_row(sampling=Sampling("dpmpp_2m"), column_sampling=None)
+    first = column_and_row(sampling=Sampling("euler"), column_sampling=None)
+    assert torch.equal(own[0], first[0]) and not torch.equal(own[0], second[0])
+    assert torch.equal(own[1], second[1]) and not torch.equal(own[1], first[1])
 
 
 def test_only_the_grid_leaps():

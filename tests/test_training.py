@@ -8,13 +8,24 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from loom4d.denoisers.layers import ResidualBlock
 from loom4d.denoisers.small import ClipCondition
+from loom4d.denoisers.weights import load_autoencoder
 from loom4d.diffusion.denoiser import from_velocity
 from loom4d.runs import InputError, load_tensors, result_of
 from loom4d.training.clips import LatentGrids, some_cells
 from loom4d.training.curation import Examined, Verdict, write_shard
-from loom4d.training.loop import COLOURS, LoopConfig, arithmetic, curve, learning_rate, peak_arithmetic, read_log
-from loom4d.training.objective import training_sigmas, velocity_error
+from loom4d.training.loop import (
+    COLOURS,
+    LoopConfig,
+    arithmetic,
+    curve,
+    learning_rate,
+    optimizers,
+    peak_arithmetic,
+    read_log,
+)
+from loom4d.training.objective import cropped, training_sigmas, velocity_error
 from loom4d.training.recipes import RECIPES, run_recipe, tiny
 from loom4d.training.shards import ShardConfig, make_shards, open_shards
 
@@ -215,6 +226,64 @@ def test_the_curve_shows_the_loss_and_every_task():
     lines += [{"step": step, "scores": {"video": 1 / step, "orbit": 2 / step}} for step in (50, 99)]
     pixels = {tuple(pixel) for pixel in np.asarray(curve(lines)).reshape(-1, 3).tolist()}
     assert {(30, 90, 200), COLOURS[0], COLOURS[1]} <= pixels and COLOURS[2] not in pixels
+
+
+def test_kernels_are_stepped_as_the_matrices_that_they_are():
+    generator = torch.Generator().manual_seed(0)
+    block = ResidualBlock(8)
+    network = nn.Sequential(block)
+    adam, muon = optimizers(network, 0.01)
+    assert {id(weight) for weight in muon.kernels} == {id(block.conv1.weight), id(block.conv2.weight)}
+    assert len(adam.param_groups[0]["params"]) == 6  # norms and biases
+    twin = nn.Parameter(block.conv1.weight.detach().flatten(1).clone())
+    plain = torch.optim.Muon([twin], lr=0.01, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+    for _ in range(3):
+        muon.zero_grad()
+        network(torch.randn(2, 8, 4, 4, generator=generator)).square().sum().backward()
+        block.conv1.weight.grad = torch.randn(8, 8, 3, 3, generator=generator)
+        twin.grad = block.conv1.weight.grad.flatten(1)
+        muon.step()
+        plain.step()
+    assert_close(block.conv1.weight.flatten(1), twin)
+    assert not torch.equal(block.conv2.weight, torch.zeros(8, 8, 3, 3))
+    block.conv1.weight.requires_grad_(False)
+    assert [id(weight) for weight in optimizers(network, 0.01)[1].kernels] == [id(block.conv2.weight)]
+
+
+def test_pieces_hold_as_much_of_the_object_as_they_can():
+    generator = torch.Generator().manual_seed(0)
+    pictures = torch.zeros(300, 4, 32, 32)
+    for index, (y, x) in enumerate(torch.randint(0, 20, (300, 2), generator=generator).tolist()):
+        pictures[index, :, y : y + 9, x : x + 12] = 1.0
+    pieces = cropped(pictures, 16, generator)
+    assert (pieces.sum((1, 2, 3)) == 4 * 9 * 12).all()
+    firsts = pieces[:, 0].any(2).int().argmax(1)
+    assert firsts.unique().tolist() == list(range(8))  # anywhere in the piece
+    tall = torch.zeros(200, 4, 32, 32)
+    tall[:, :, 3:31, 10:14] = 1.0
+    tall *= torch.arange(32.0)[:, None]
+    pieces = cropped(tall, 16, generator)
+    assert (pieces[:, 0].amax(2) > 0).all()
+    tops = pieces[:, 0].amax((1, 2)) - 15
+    assert tops.min() == 3 and tops.max() == 15
+    assert cropped(torch.zeros(5, 4, 32, 32), 8, generator).shape == (5, 4, 8, 8)
+
+
+def test_an_anchor_holds_the_latent_space(family, data, tmp_path):
+    """Codes move freely without one; where it weighs more than all else they stay."""
+    before = load_autoencoder(family)[0]
+    pictures = open_shards(data / "valid_3x3x16", 2).premultiplied(0, 0, slice(None))
+    moved = {}
+    for anchor in (1e-6, 1e3):
+        recipe = tiny(replace(RECIPES["autoencoder-again"], anchor=anchor))
+        recipe = replace(recipe, loop=replace(recipe.loop, steps=60, preview_steps=60))
+        result_of(run_recipe(recipe, tmp_path / str(anchor), data, weights=family))
+        after, facts = load_autoencoder(tmp_path / str(anchor))
+        assert facts["recipe"] == "autoencoder-again"
+        assert torch.equal(after.latent_std, before.latent_std)
+        with torch.no_grad():
+            moved[anchor] = (after.encode(pictures) - before.encode(pictures)).square().mean().item()
+    assert moved[1e3] < 0.3 * moved[1e-6]
 
 
 # --- real assets beside procedural objects ---------------------------------------------------------------------------

@@ -324,10 +324,11 @@ class Weaver:
         """One trajectory of so many views and frames, with the stage's own noise."""
         config, (views, frames) = self.config, size
         noise = grid_noise(config.seed, views, frames, self.family.latent_shape, stream=STREAMS[stage])
+        sampling = (config.column_sampling if stage == "column" else None) or config.sampling
         walk = Walk(
             stage,
             self.sigmas if stage == "grid" else self.condition_sigmas,
-            replace(config.sampling, seed=config.seed),
+            replace(sampling, seed=config.seed),
             Disagreement() if watch is None else watch,
             {} if held is None else held,
             self.family.decode,

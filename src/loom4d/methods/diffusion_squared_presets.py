@@ -43,6 +43,7 @@ class DiffusionSquaredConfig:
     schedule: str = "karras"  # of SCHEDULES
     leap: float = 0.0  # σ to which the grid's first step goes at once; what is decided above stays a mean. 0: no leap
     sampling: Sampling = field(default_factory=Sampling)
+    column_sampling: Sampling | None = None  # of the condition column; None: as all else
     share: Curve = field(default_factory=Curve)  # the multi-view prior's share over the trajectory
     trust_by_azimuth: bool = False  # side views lean on the multi-view prior: u = 1 − ¾ sin² azimuth
     correction: float = 0.0  # γ of (1 + γ) · D_blend − γ · D_cell: what both priors count twice, the cell, taken back
@@ -70,6 +71,7 @@ def default() -> DiffusionSquaredConfig:
         steps=16,
         leap=1.0,
         sampling=Sampling("dpmpp_2m"),
+        column_sampling=Sampling("euler"),
         share=Curve("constant", high=0.8),
         video_guidance=Guidance(1.0, 1.0),
         row_guidance=Guidance(2.0, 2.0),

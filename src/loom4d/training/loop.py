@@ -58,20 +58,45 @@ def learning_rate(config: LoopConfig, step: int) -> float:
 
 
 def optimizers(network: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
-    """Muon on the matrices inside a network's blocks, AdamW on all else.
+    """Muon on the matrices and convolution kernels inside a network's blocks, AdamW on all else.
 
     Each group's `pace` multiplies the schedule's rate: orthogonalised steps bear a larger one than Adam's.
     """
-    hidden = [weight for name, weight in network.named_parameters() if weight.ndim == 2 and ".attention." in name]
-    hidden += [w for name, w in network.named_parameters() if name.endswith((".expand.weight", ".contract.weight"))]
-    chosen = {id(weight) for weight in hidden}
-    rest = [weight for weight in network.parameters() if id(weight) not in chosen]
-    groups = [{"params": rest, "pace": 1.0}]
+    named = [(name, weight) for name, weight in network.named_parameters() if weight.requires_grad]
+    hidden = [weight for name, weight in named if weight.ndim == 2 and ".attention." in name]
+    hidden += [weight for name, weight in named if name.endswith((".expand.weight", ".contract.weight"))]
+    kernels = [weight for name, weight in named if name.endswith((".conv1.weight", ".conv2.weight"))]
+    chosen = {id(weight) for weight in hidden + kernels}
+    groups = [{"params": [weight for _, weight in named if id(weight) not in chosen], "pace": 1.0}]
     found: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, rate, (0.9, 0.98), weight_decay=0.01, fused=True)]
     if hidden:
-        groups = [{"params": hidden, "pace": 3.0}]
+        groups = [{"params": hidden, "pace": MUON_PACE}]
         found.append(torch.optim.Muon(groups, lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"))
+    if kernels:
+        found.append(KernelMuon(kernels, rate))
     return found
+
+
+MUON_PACE = 3.0
+
+
+class KernelMuon(torch.optim.Muon):
+    """Muon on convolution kernels, each taken for the matrix (out, in · height · width); they share its memory."""
+
+    def __init__(self, kernels: list[nn.Parameter], rate: float):
+        self.kernels = kernels
+        groups = [{"params": [nn.Parameter(kernel.detach().flatten(1)) for kernel in kernels], "pace": MUON_PACE}]
+        super().__init__(groups, lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+
+    def step(self, closure: None = None) -> None:
+        for kernel, matrix in zip(self.kernels, self.param_groups[0]["params"], strict=True):
+            matrix.grad = None if kernel.grad is None else kernel.grad.flatten(1)
+        super().step(closure)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for kernel in self.kernels:
+            kernel.grad = None
+        super().zero_grad(set_to_none)
 
 
 class Trainer:
@@ -171,7 +196,7 @@ def train(
     call = caller(task.network, trainer.device, config)
     per_step, peak = arithmetic(task, caller(task.network, trainer.device, replace(config, compiled=False))), 0.0
     begun = saved = since = time.monotonic()
-    recent: list[float] = []
+    recent: list[float] = []  # losses since then
     while trainer.step < config.steps and time.monotonic() - begun < 60 * minutes:
         recent.append(trainer.update(call))
         if trainer.step % 20 == 0 or trainer.step == config.steps:
@@ -190,16 +215,19 @@ def train(
                 "train", "progress", f"loss {line['loss']:.4f}", trainer.step, config.steps, {"loss": line["loss"]}
             )
         if trainer.step % config.preview_steps == 0 or trainer.step == config.steps:
+            before = time.monotonic()
             with trainer.averaged():
                 scores = task.scores()
                 task.preview().save(folder / f"samples_{trainer.step:06}.png")
             _append(folder, {"step": trainer.step, "scores": scores})
             curve(read_log(folder)).save(folder / "curve.png")
             yield Event("train", "preview", f"samples_{trainer.step:06}.png", trainer.step, config.steps, scores)
-            since = time.monotonic()
+            since += time.monotonic() - before
         if time.monotonic() - saved > config.checkpoint_seconds:
+            before = time.monotonic()
             trainer.save()
-            saved = since = time.monotonic()
+            saved = time.monotonic()
+            since += saved - before
     trainer.save()
     return trainer
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 
 import torch
 from einops import rearrange, reduce
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from PIL import Image
 from torch import Tensor, nn
 
@@ -39,11 +40,27 @@ def psnr(ours: Float[Tensor, "*shape"], truth: Float[Tensor, "*shape"]) -> float
 
 
 class AutoencoderTask:
-    """Reconstruction of premultiplied RGBA from codes with Gaussian noise of deviation `noise` on them."""
+    """Reconstruction of premultiplied RGBA from codes with Gaussian noise of deviation `noise` on them.
 
-    def __init__(self, network: Autoencoder, train: Shards, held_out: Shards, batch: int, noise: float = 0.1):
+    Most steps see square pieces of `crop` pixels (0: none do) that hold as much of an object as they can, for most of a
+    picture is empty; `WHOLE` of them see whole pictures, as the network will. `anchor` weighs the codes' mean squared
+    distance from those of the network as it came: priors trained in that latent space then stay nearly right.
+    """
+
+    def __init__(
+        self,
+        network: Autoencoder,
+        train: Shards,
+        held_out: Shards,
+        batch: int,
+        noise: float = 0.1,
+        crop: int = 0,
+        anchor: float = 0.0,
+    ):
         self.network: nn.Module = Roundtrip(network, noise)
         self.autoencoder, self.shards, self.held_out, self.batch = network, train, held_out, batch
+        self.crop, self.anchor = crop, anchor
+        self.anchored = deepcopy(network.encoder).requires_grad_(False) if anchor else None
 
     @property
     def pictures(self) -> int:
@@ -51,6 +68,8 @@ class AutoencoderTask:
 
     def loss(self, call: Callable, generator: torch.Generator) -> Tensor:
         pictures = some_pictures(self.shards, self.batch, generator)
+        if self.crop and torch.rand((), generator=generator, device=generator.device).item() >= WHOLE:
+            pictures = cropped(pictures, self.crop, generator)
         cells = (self.batch, self.autoencoder.config.channels, pictures.shape[-2] // 8, pictures.shape[-1] // 8)
         noise = torch.randn(cells, generator=generator, device=generator.device)
         decoded, codes = call(pictures, noise)
@@ -59,7 +78,12 @@ class AutoencoderTask:
         inside = 0.2 + torch.nn.functional.max_pool2d(pictures[:, 3:], 5, 1, 2)  # the object and its rim
         squared = (inside * torch.cat([colour, error[:, 3:]], 1).square()).mean()
         absolute = (inside * error.abs()).mean()
-        return 10 * squared + absolute + 1e-4 * codes.float().square().mean()
+        total = 10 * squared + absolute + 1e-4 * codes.float().square().mean()
+        if self.anchored is not None:
+            with torch.no_grad():
+                before = self.anchored(pictures * 2 - 1)
+            total = total + self.anchor * (codes.float() - before).square().mean()
+        return total
 
     def _generator(self, seed: int) -> torch.Generator:
         return torch.Generator(self.autoencoder.latent_mean.device).manual_seed(seed)
@@ -98,6 +122,31 @@ class Roundtrip(nn.Module):
     def forward(self, pictures: Tensor, unit_noise: Tensor) -> tuple[Tensor, Tensor]:
         codes = self.autoencoder.encoder(pictures * 2 - 1)
         return (self.autoencoder.decoder(codes + self.noise * unit_noise) + 1) / 2, codes
+
+
+WHOLE = 0.25  # share of an autoencoder's steps on whole pictures
+
+
+def cropped(
+    pictures: Float[Tensor, "b 4 height width"], side: int, generator: torch.Generator
+) -> Float[Tensor, "b 4 side side"]:
+    """A square piece of each picture, at random among those that hold as much of its object as they can."""
+    inside = pictures[:, 3] > 0.02
+    places = torch.rand(len(pictures), 2, generator=generator, device=generator.device)
+    starts = torch.stack([_start(inside.any(2), side, places[:, 0]), _start(inside.any(1), side, places[:, 1])], 1)
+    return torch.stack(
+        [picture[:, y : y + side, x : x + side] for picture, (y, x) in zip(pictures, starts.tolist(), strict=True)]
+    )
+
+
+def _start(marked: Bool[Tensor, "b n"], side: int, place: Float[Tensor, " b"]) -> Int[Tensor, " b"]:
+    """Where a window of `side` begins that covers the marked span, or lies within it where that is longer; `place` in
+    0..1 chooses among the possible ones."""
+    length = marked.shape[1]
+    first = marked.int().argmax(1)
+    last = length - marked.flip(1).int().argmax(1)  # exclusive; the whole length where nothing is marked
+    ends = torch.stack([first, last - side], 1).sort(1).values.clamp(0, length - side)
+    return (ends[:, 0] + place * (ends[:, 1] - ends[:, 0] + 1)).long().clamp(max=length - side)
 
 
 def some_pictures(shards: Shards, count: int, generator: torch.Generator) -> Float[Tensor, "b 4 h w"]:

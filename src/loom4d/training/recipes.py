@@ -51,7 +51,9 @@ class AutoencoderRecipe:
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(3000, learning_rate=1e-3, decay=600, preview_steps=250))
     batch: int = 48
     noise: float = 0.1
-    decoder_only: bool = False  # the latent space stays as it is, so priors trained in it stay right
+    crop: int = 40  # pixels of the pieces that most steps see; 0: whole pictures only
+    anchor: float = 0.0  # how dear it is to leave the latent space of the weights that training starts from
+    decoder_only: bool = False  # that latent space stays as it is, so priors trained in it stay right
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def tiny(recipe: Recipe) -> Recipe:
     loop = replace(recipe.loop, steps=6, warmup=2, decay=0, preview_steps=3, compiled=False)
     if isinstance(recipe, AutoencoderRecipe):
         network = AutoencoderConfig(channels=4, width=16, deep_width=16, encoder_blocks=1, decoder_blocks=1)
-        return replace(recipe, data=data, network=network, loop=loop, batch=4)
+        return replace(recipe, data=data, network=network, loop=loop, batch=4, crop=8)
     return replace(recipe, data=data, network=SmallConfig(4, 2, 32, 2, 2, crossings=True), loop=loop, batch=2)
 
 
@@ -82,7 +84,7 @@ def on_gpu(recipe: Recipe) -> Recipe:
     data = DataConfig(grids=6000, held_out=64, resolution=128, workers=16, version=2)
     if isinstance(recipe, AutoencoderRecipe):
         loop = replace(recipe.loop, steps=16_000, decay=4_000, preview_steps=2_000, compiled=True)
-        return replace(recipe, data=data, loop=loop, batch=192)
+        return replace(recipe, data=data, loop=loop, batch=192, crop=80)
     loop = replace(recipe.loop, average=0.9995, preview_steps=1_000, compiled=True)
     return replace(
         recipe, data=data, network=SmallConfig(cells=16, width=384, heads=6, crossings=True), loop=loop, batch=128
@@ -94,6 +96,9 @@ RECIPES: dict[str, Recipe] = {
     "prior": PriorRecipe(),
     "decoder": AutoencoderRecipe(
         loop=LoopConfig(3000, learning_rate=5e-4, decay=1000, preview_steps=250), decoder_only=True
+    ),
+    "autoencoder-again": AutoencoderRecipe(
+        loop=LoopConfig(4200, learning_rate=7e-4, decay=4200, preview_steps=250), batch=80, anchor=0.01
     ),
     "autoencoder-128": on_gpu(AutoencoderRecipe()),
     "prior-128": on_gpu(PriorRecipe()),
@@ -183,19 +188,20 @@ def _autoencoder(
     device: str,
 ) -> Work[Path]:
     network = Autoencoder(recipe.network)
-    if recipe.decoder_only:
+    given = recipe.decoder_only or recipe.anchor > 0
+    if given:
         network.load_state_dict(load_autoencoder(weights)[0].state_dict())
-        network.encoder.requires_grad_(False)
-    task = AutoencoderTask(network.to(device), *shards, recipe.batch, recipe.noise)
+        network.encoder.requires_grad_(not recipe.decoder_only)
+    task = AutoencoderTask(network.to(device), *shards, recipe.batch, recipe.noise, recipe.crop, recipe.anchor)
     made = provenance(recipe, shards[0])
     trainer = yield from train(task, recipe.loop, out, minutes, {"config": asdict(recipe.network), **made})
     with trainer.averaged():
-        if not recipe.decoder_only:
+        if not given:  # else its normalisation is what priors know
             task.finish()
         scores = task.scores()
         facts = {
             **made,
-            "recipe": "decoder" if recipe.decoder_only else "autoencoder",
+            "recipe": "decoder" if recipe.decoder_only else "autoencoder-again" if given else "autoencoder",
             "step": trainer.step,
             "scores": scores,
             "config": asdict(recipe.network),
