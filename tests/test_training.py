@@ -9,12 +9,13 @@ from torch import nn
 from torch.testing import assert_close
 
 from loom4d.denoisers.layers import ResidualBlock
-from loom4d.denoisers.small import ClipCondition
-from loom4d.denoisers.weights import load_autoencoder
+from loom4d.denoisers.small import ClipCondition, bound
+from loom4d.denoisers.weights import load_autoencoder, load_prior
 from loom4d.diffusion.denoiser import from_velocity
 from loom4d.runs import InputError, load_tensors, result_of
-from loom4d.training.clips import LatentGrids, some_cells
+from loom4d.training.clips import LatentGrids, some_cells, some_clips
 from loom4d.training.curation import Examined, Verdict, write_shard
+from loom4d.training.estimates import drawn, estimated
 from loom4d.training.loop import (
     COLOURS,
     LoopConfig,
@@ -284,6 +285,32 @@ def test_an_anchor_holds_the_latent_space(family, data, tmp_path):
         with torch.no_grad():
             moved[anchor] = (after.encode(pictures) - before.encode(pictures)).square().mean().item()
     assert moved[1e3] < 0.3 * moved[1e-6]
+
+
+def test_clips_come_with_their_own_pictures(data):
+    """What the decoder is asked for are the very pictures whose latents the prior was given."""
+    shards = open_shards(data / "train_3x3x16", 4)
+    cells = [shards.premultiplied(grid, slice(None), slice(None)) for grid in range(4)]
+    grids = LatentGrids(torch.stack(cells), shards.elevations_deg)  # pictures for latents
+    clips, pictures = drawn(grids, shards, 5, 0.5, torch.Generator().manual_seed(0))
+    assert_close(clips.latents.flatten(0, 1), pictures)
+    assert len(pictures) == 15
+
+
+def test_estimates_are_the_priors_clean_ones(family):
+    prior = load_prior(family)[0]
+    generator = torch.Generator().manual_seed(0)
+    grids = LatentGrids(torch.randn(3, 3, 3, 4, 2, 2, generator=generator), torch.zeros(3))
+    clips = some_clips(grids, 4, generator, crossed=0.5)
+    assert_close(estimated(prior, clips, torch.full((4,), 1e-4), generator), clips.latents, atol=1e-3, rtol=0)
+    sigma = torch.tensor([0.5, 1.0, 2.0, 4.0])
+    ours = estimated(prior, clips, sigma, torch.Generator().manual_seed(1))
+    noise = torch.randn(clips.latents.shape, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        for index in range(4):
+            one = from_velocity(bound(prior, clips.condition, kept=True))
+            x = clips.latents + sigma[index] * noise
+            assert_close(ours[index], one(x, sigma[index].item())[index], atol=0.05, rtol=0)
 
 
 # --- real assets beside procedural objects ---------------------------------------------------------------------------

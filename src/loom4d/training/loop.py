@@ -88,10 +88,10 @@ class KernelMuon(torch.optim.Muon):
         groups = [{"params": [nn.Parameter(kernel.detach().flatten(1)) for kernel in kernels], "pace": MUON_PACE}]
         super().__init__(groups, lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
 
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         for kernel, matrix in zip(self.kernels, self.param_groups[0]["params"], strict=True):
             matrix.grad = None if kernel.grad is None else kernel.grad.flatten(1)
-        super().step(closure)
+        return super().step(closure)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         for kernel in self.kernels:

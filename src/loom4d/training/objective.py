@@ -73,12 +73,7 @@ class AutoencoderTask:
         cells = (self.batch, self.autoencoder.config.channels, pictures.shape[-2] // 8, pictures.shape[-1] // 8)
         noise = torch.randn(cells, generator=generator, device=generator.device)
         decoded, codes = call(pictures, noise)
-        error = decoded.float() - pictures
-        colour = torch.einsum("ij,bjhw->bihw", 1.5 * LUMA_CHROMA.to(error), error[:, :3])
-        inside = 0.2 + torch.nn.functional.max_pool2d(pictures[:, 3:], 5, 1, 2)  # the object and its rim
-        squared = (inside * torch.cat([colour, error[:, 3:]], 1).square()).mean()
-        absolute = (inside * error.abs()).mean()
-        total = 10 * squared + absolute + 1e-4 * codes.float().square().mean()
+        total = picture_error(decoded, pictures) + 1e-4 * codes.float().square().mean()
         if self.anchored is not None:
             with torch.no_grad():
                 before = self.anchored(pictures * 2 - 1)
@@ -112,15 +107,24 @@ class AutoencoderTask:
         self.autoencoder.latent_std.copy_(codes.std((0, 2, 3))[:, None, None])
 
 
+def picture_error(decoded: Float[Tensor, "b 4 h w"], pictures: Float[Tensor, "b 4 h w"]) -> Float[Tensor, ""]:
+    """Squared errors of brightness, colour and alpha, and absolute ones; the object and its rim count six times."""
+    error = decoded.float() - pictures
+    colour = torch.einsum("ij,bjhw->bihw", 1.5 * LUMA_CHROMA.to(error), error[:, :3])
+    inside = 0.2 + torch.nn.functional.max_pool2d(pictures[:, 3:], 5, 1, 2)
+    squared = (inside * torch.cat([colour, error[:, 3:]], 1).square()).mean()
+    return 10 * squared + (inside * error.abs()).mean()
+
+
 class Roundtrip(nn.Module):
-    """Encoder, noise on the code, decoder, in one call."""
+    """Encoder, noise on the code, decoder, in one call; or the decoder alone on `codes`."""
 
     def __init__(self, autoencoder: Autoencoder, noise: float):
         super().__init__()
         self.autoencoder, self.noise = autoencoder, noise
 
-    def forward(self, pictures: Tensor, unit_noise: Tensor) -> tuple[Tensor, Tensor]:
-        codes = self.autoencoder.encoder(pictures * 2 - 1)
+    def forward(self, pictures: Tensor, unit_noise: Tensor, codes: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        codes = self.autoencoder.encoder(pictures * 2 - 1) if codes is None else codes
         return (self.autoencoder.decoder(codes + self.noise * unit_noise) + 1) / 2, codes
 
 

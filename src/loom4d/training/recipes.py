@@ -14,6 +14,7 @@ from loom4d.denoisers.small import SmallConfig, SmallPrior
 from loom4d.denoisers.weights import AUTOENCODER, PRIOR, load_autoencoder, load_prior, write_weights
 from loom4d.runs import Event, InputError, Work
 from loom4d.training.clips import LatentGrids
+from loom4d.training.estimates import DecoderTask
 from loom4d.training.loop import LoopConfig, train
 from loom4d.training.objective import AutoencoderTask, PriorTask
 from loom4d.training.shards import (
@@ -54,6 +55,7 @@ class AutoencoderRecipe:
     crop: int = 40  # pixels of the pieces that most steps see; 0: whole pictures only
     anchor: float = 0.0  # how dear it is to leave the latent space of the weights that training starts from
     decoder_only: bool = False  # that latent space stays as it is, so priors trained in it stay right
+    estimates: float = 0.0  # share of the decoder's steps on what the prior makes of latents; only with decoder_only
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def tiny(recipe: Recipe) -> Recipe:
     loop = replace(recipe.loop, steps=6, warmup=2, decay=0, preview_steps=3, compiled=False)
     if isinstance(recipe, AutoencoderRecipe):
         network = AutoencoderConfig(channels=4, width=16, deep_width=16, encoder_blocks=1, decoder_blocks=1)
-        return replace(recipe, data=data, network=network, loop=loop, batch=4, crop=8)
+        return replace(recipe, data=data, network=network, loop=loop, batch=4, crop=min(recipe.crop, 8))
     return replace(recipe, data=data, network=SmallConfig(4, 2, 32, 2, 2, crossings=True), loop=loop, batch=2)
 
 
@@ -96,6 +98,12 @@ RECIPES: dict[str, Recipe] = {
     "prior": PriorRecipe(),
     "decoder": AutoencoderRecipe(
         loop=LoopConfig(3000, learning_rate=5e-4, decay=1000, preview_steps=250), decoder_only=True
+    ),
+    "decoder-on-estimates": AutoencoderRecipe(
+        loop=LoopConfig(2000, learning_rate=4e-4, decay=2000, preview_steps=250),
+        crop=0,
+        decoder_only=True,
+        estimates=0.5,
     ),
     "autoencoder-again": AutoencoderRecipe(
         loop=LoopConfig(4200, learning_rate=7e-4, decay=4200, preview_steps=250), batch=80, anchor=0.01
@@ -175,7 +183,7 @@ def run_recipe(
         shards = yield from with_assets(shards, assets)
     torch.manual_seed(recipe.loop.seed)
     if isinstance(recipe, AutoencoderRecipe):
-        return (yield from _autoencoder(recipe, out, shards, minutes, weights, device))
+        return (yield from _autoencoder(recipe, out, shards, data, minutes, weights, device))
     return (yield from _prior(recipe, out, shards, data, minutes, weights, device))
 
 
@@ -183,6 +191,7 @@ def _autoencoder(
     recipe: AutoencoderRecipe,
     out: Path,
     shards: tuple[Shards, Shards],
+    data: Path,
     minutes: float,
     weights: Path | None,
     device: str,
@@ -192,7 +201,14 @@ def _autoencoder(
     if given:
         network.load_state_dict(load_autoencoder(weights)[0].state_dict())
         network.encoder.requires_grad_(not recipe.decoder_only)
-    task = AutoencoderTask(network.to(device), *shards, recipe.batch, recipe.noise, recipe.crop, recipe.anchor)
+    network.to(device)
+    if recipe.estimates:
+        prior = load_prior(weights)[0].to(device)
+        grids = yield from _latent_grids(network, shards, recipe.data, data, device)
+        sizes = (recipe.batch, recipe.noise, recipe.estimates)
+        task: AutoencoderTask = DecoderTask(network, prior, shards, grids, *sizes)
+    else:
+        task = AutoencoderTask(network, *shards, recipe.batch, recipe.noise, recipe.crop, recipe.anchor)
     made = provenance(recipe, shards[0])
     trainer = yield from train(task, recipe.loop, out, minutes, {"config": asdict(recipe.network), **made})
     with trainer.averaged():
@@ -201,7 +217,7 @@ def _autoencoder(
         scores = task.scores()
         facts = {
             **made,
-            "recipe": "decoder" if recipe.decoder_only else "autoencoder-again" if given else "autoencoder",
+            "recipe": _name(recipe),
             "step": trainer.step,
             "scores": scores,
             "config": asdict(recipe.network),
@@ -209,6 +225,25 @@ def _autoencoder(
         path = write_weights(out / AUTOENCODER, task.autoencoder, facts)
     yield Event("train", "done", f"wrote {path}", trainer.step, recipe.loop.steps, scores)
     return path
+
+
+def _name(recipe: AutoencoderRecipe) -> str:
+    if recipe.decoder_only:
+        return "decoder-on-estimates" if recipe.estimates else "decoder"
+    return "autoencoder-again" if recipe.anchor else "autoencoder"
+
+
+def _latent_grids(
+    autoencoder: Autoencoder, shards: tuple[Shards, Shards], config: DataConfig, data: Path, device: str
+) -> Work[tuple[LatentGrids, LatentGrids]]:
+    """The grids' latents, encoded where they are not yet in `data`: (train, held out)."""
+    grids = []
+    for split, part in zip(("train", "valid"), shards, strict=True):
+        version = "" if config.version == 1 else f"_v{config.version}"
+        name = f"latents_{split}_{part.grids}_{encoder_digest(autoencoder)}{version}{credits_digest(part)}"
+        latents = yield from encode_shards(autoencoder, part, data / f"{name}.npy")
+        grids.append(LatentGrids(latents, part.elevations_deg).to(torch.device(device)))
+    return grids[0], grids[1]
 
 
 def _prior(
@@ -222,13 +257,7 @@ def _prior(
 ) -> Work[Path]:
     autoencoder, _ = load_autoencoder(weights)
     autoencoder.to(device)
-    grids = []
-    for split, part in zip(("train", "valid"), shards, strict=True):
-        version = "" if recipe.data.version == 1 else f"_v{recipe.data.version}"
-        name = f"latents_{split}_{part.grids}_{encoder_digest(autoencoder)}{version}{credits_digest(part)}"
-        file = data / f"{name}.npy"
-        latents = yield from encode_shards(autoencoder, part, file)
-        grids.append(LatentGrids(latents, part.elevations_deg).to(torch.device(device)))
+    grids = yield from _latent_grids(autoencoder, shards, recipe.data, data, device)
     network = SmallPrior(recipe.network).to(device)
     if weights is not None and (weights / PRIOR).exists() and not (out / "checkpoint.safetensors").exists():
         grown = network.state_dict() | load_prior(weights)[0].state_dict()  # a crossing's layers start at nothing
