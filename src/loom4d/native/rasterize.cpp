@@ -4,7 +4,8 @@
 // rows of a tile are one 512-bit register), blend front to back. The backward pass also runs front to back: with the prefix sum
 // S_i = sum_{j<=i} w_j (c_j . g) of the blended sum, dL/dalpha_i = T_i (c_i . g) - (S_total - S_i) / (1 - alpha_i), so
 // nothing is stored per pixel but the picture. Each (Gaussian, tile) pair owns a slot for its gradients; slots are
-// summed in a fixed order, so the result does not depend on the number of threads.
+// summed in a fixed order, so the result does not depend on the number of threads. What a call leaves is kept for the next
+// one: fresh memory costs a page fault for every 4 kB, which was a seventh of a fit's rendering.
 
 #include <algorithm>
 #include <atomic>
@@ -35,8 +36,9 @@ struct Loom4dScene {
     float blur, cut, cap, near_plane;
 };
 
-struct Loom4dPictures {  // blended (image, 4, H, W) is premultiplied colour and weighted depth; the others (image, H, W)
-    float *blended, *alpha, *median;
+struct Loom4dPictures {  // premultiplied (image, 4, H, W) is red, green, blue, alpha; weighted depth and median (image, H, W)
+    float *premultiplied, *depth, *median;
+    uint8_t *visible;  // (image, point), 1 for every one that was drawn
 };
 
 struct Loom4dGradients {  // shaped as the fields of the scene they belong to
@@ -63,17 +65,71 @@ struct Entry {
     uint32_t splat, slot;
 };
 
+struct Box {
+    int left, right, top, bottom;  // pixels, end exclusive; empty boxes are invisible
+};
+
+struct Scratch {                         // of `prepare` alone
+    std::vector<Splat> found;
+    std::vector<Box> boxes;
+    std::vector<uint64_t> keys, other;
+    std::vector<uint32_t> reached;       // tiles of the nearest splat, of the next ...
+};
+
 struct Image {
+    Scratch scratch;
     std::vector<Splat> splats;           // visible ones, nearest first
     std::vector<uint32_t> first_slot;    // point -> its first slot; one more at the end
     std::vector<uint32_t> tile_start;    // tile -> first entry; one more at the end
     std::vector<uint32_t> tile_end;      // tile -> end of the entries that were blended
     std::vector<Entry> entries;
+    std::unique_ptr<float[]> slots;      // kSlot gradients for each entry; every tile writes all of its own
+    size_t slots_room = 0;
 };
 
 struct State {
-    std::vector<Image> images;
+    std::vector<Image> images;  // the first `count` are in use
+    int64_t count = 0;
 };
+
+// Finished states with their memory, for whoever comes next. Nobody waits: where another thread is at the pool, memory is
+// taken from the system, or given back to it.
+constexpr size_t kPooled = 2, kPooledBytes = size_t{1} << 28;
+std::atomic_flag pool_in_use = ATOMIC_FLAG_INIT;
+
+std::vector<std::unique_ptr<State>> &pool() {
+    static auto &states = *new std::vector<std::unique_ptr<State>>;  // outlives whatever ends late
+    return states;
+}
+
+size_t bytes_of(const State &state) {
+    size_t total = 0;
+    for (const Image &image : state.images) {
+        const Scratch &scratch = image.scratch;
+        total += (image.splats.capacity() + scratch.found.capacity()) * sizeof(Splat) + image.slots_room * sizeof(float) +
+                 image.entries.capacity() * sizeof(Entry) + scratch.boxes.capacity() * sizeof(Box) +
+                 (scratch.keys.capacity() + scratch.other.capacity()) * sizeof(uint64_t) +
+                 (scratch.reached.capacity() + image.first_slot.capacity() + image.tile_start.capacity() +
+                  image.tile_end.capacity()) * sizeof(uint32_t);
+    }
+    return total;
+}
+
+std::unique_ptr<State> taken() {
+    std::unique_ptr<State> state;
+    if (!pool_in_use.test_and_set(std::memory_order_acquire)) {
+        if (!pool().empty()) state = std::move(pool().back()), pool().pop_back();
+        pool_in_use.clear(std::memory_order_release);
+    }
+    return state ? std::move(state) : std::make_unique<State>();
+}
+
+void given_back(std::unique_ptr<State> state) {
+    if (bytes_of(*state) > kPooledBytes || pool_in_use.test_and_set(std::memory_order_acquire)) return;
+    if (pool().capacity() < kPooled) pool().reserve(kPooled);
+    if (pool().size() < kPooled) pool().push_back(std::move(state));
+    pool_in_use.clear(std::memory_order_release);
+}
 
 struct Camera {  // world to camera with x right, y down, z ahead; focal lengths and centre in pixels
     float r[9], t[3], fx, fy, cx, cy;
@@ -151,10 +207,6 @@ inline __attribute__((always_inline)) Projection project(const Camera &camera, c
     return p;
 }
 
-struct Box {
-    int left, right, top, bottom;  // pixels, end exclusive; empty boxes are invisible
-};
-
 // Fills `splat` and the pixels it may reach; false when it cannot be seen.
 inline __attribute__((always_inline)) bool make_splat(const Loom4dScene &scene, int64_t image, int64_t point, Splat &splat, Box &box) {
     const float opacity = scene.opacities[image * scene.opacities_stride + point];
@@ -217,9 +269,11 @@ inline __attribute__((always_inline)) Span span_of(const Splat &s, const Box &bo
 }
 
 // Stable order of positive floats, by three radix passes over their bits.
-std::vector<uint32_t> nearest_first(const std::vector<Splat> &splats) {
+// Afterwards the low half of each key is a place in `found`.
+void order_by_depth(Scratch &scratch) {
+    auto &[splats, boxes, keys, other, reached] = scratch;
     const size_t count = splats.size();
-    std::vector<uint64_t> keys(count), other(count);
+    keys.resize(count), other.resize(count);
     for (size_t i = 0; i < count; ++i) {
         uint32_t bits;
         std::memcpy(&bits, &splats[i].depth, sizeof bits);
@@ -232,32 +286,26 @@ std::vector<uint32_t> nearest_first(const std::vector<Splat> &splats) {
         for (uint64_t key : keys) other[bins[(key >> shift) & 2047]++] = key;
         keys.swap(other);
     }
-    std::vector<uint32_t> order(count);
-    for (size_t i = 0; i < count; ++i) order[i] = static_cast<uint32_t>(keys[i]);
-    return order;
 }
 
-LOOM4D_CLONES void prepare(const Loom4dScene &scene, int64_t index, Image &image) {
-    std::vector<Splat> found;
-    std::vector<Box> boxes;
-    found.reserve(scene.points);
-    boxes.reserve(scene.points);
+LOOM4D_CLONES void prepare(const Loom4dScene &scene, int64_t index, Image &image, uint8_t *visible) {
+    auto &[found, boxes, order, other, reached] = image.scratch;
+    found.clear(), boxes.clear(), reached.clear();
     for (int64_t point = 0; point < scene.points; ++point) {
         Splat splat;
         Box box;
         if (make_splat(scene, index, point, splat, box)) found.push_back(splat), boxes.push_back(box);
     }
-    const auto order = nearest_first(found);
+    order_by_depth(image.scratch);
     const int columns = tiles_along(scene.width), rows = tiles_along(scene.height);
-    std::vector<uint32_t> reached;  // tiles of the nearest splat, of the next ...
-    reached.reserve(4 * found.size());
     image.splats.resize(found.size());
     image.first_slot.assign(scene.points + 1, 0);
     image.tile_start.assign(static_cast<size_t>(columns) * rows + 1, 0);
     const float log2_cut = std::log2(scene.cut);
     for (size_t i = 0; i < order.size(); ++i) {
-        const Splat &splat = image.splats[i] = found[order[i]];
-        const Box &box = boxes[order[i]];
+        const auto place = static_cast<uint32_t>(order[i]);
+        const Splat &splat = image.splats[i] = found[place];
+        const Box &box = boxes[place];
         const size_t before = reached.size();
         for (int row = box.top / kTile; row <= (box.bottom - 1) / kTile; ++row) {
             const Span span = span_of(splat, box, row, splat.log2_opacity - log2_cut);
@@ -268,7 +316,10 @@ LOOM4D_CLONES void prepare(const Loom4dScene &scene, int64_t index, Image &image
         }
         image.first_slot[splat.point + 1] = static_cast<uint32_t>(reached.size() - before);
     }
-    for (int64_t point = 0; point < scene.points; ++point) image.first_slot[point + 1] += image.first_slot[point];
+    for (int64_t point = 0; point < scene.points; ++point) {
+        visible[point] = image.first_slot[point + 1] > 0;
+        image.first_slot[point + 1] += image.first_slot[point];
+    }
     for (size_t tile = 0; tile + 1 < image.tile_start.size(); ++tile) image.tile_start[tile + 1] += image.tile_start[tile];
     image.tile_end.assign(image.tile_start.begin(), image.tile_start.end() - 1);
     image.entries.resize(reached.size());
@@ -375,12 +426,12 @@ LOOM4D_CLONES void blend(const Loom4dScene &scene, const Loom4dPictures &out, Im
         const int64_t pixel = (area.top + y) * scene.width + area.left;
         for (int64_t x = 0; x < area.columns; ++x) {
             const int64_t v = y / 2, lane = y % 2 * kTile + x;
-            float *blended = out.blended + index * 4 * plane + pixel + x;
-            blended[0] = red[v][lane];
-            blended[plane] = green[v][lane];
-            blended[2 * plane] = blue[v][lane];
-            blended[3 * plane] = depth[v][lane];
-            out.alpha[index * plane + pixel + x] = 1.0f - through[v][lane];
+            float *premultiplied = out.premultiplied + index * 4 * plane + pixel + x;
+            premultiplied[0] = red[v][lane];
+            premultiplied[plane] = green[v][lane];
+            premultiplied[2 * plane] = blue[v][lane];
+            premultiplied[3 * plane] = 1.0f - through[v][lane];
+            out.depth[index * plane + pixel + x] = depth[v][lane];
             out.median[index * plane + pixel + x] = through[v][lane] < 0.5f ? median[v][lane] : 0.0f;
         }
     }
@@ -388,8 +439,11 @@ LOOM4D_CLONES void blend(const Loom4dScene &scene, const Loom4dPictures &out, Im
 
 // Gradients of one tile into the slots of its entries: colour (3), depth, and the moments of
 // q = dL/d ln alpha over the pixels: q, q dx, q dy, q dx^2, q dx dy, q dy^2.
-LOOM4D_CLONES void blend_backward(const Loom4dScene &scene, const Loom4dPictures &out, const Loom4dPictures &grad,
-                                  const Image &image, int64_t index, int tile, float *slots) {
+template <bool kDepth>
+inline __attribute__((always_inline)) void blend_backward_of(const Loom4dScene &scene, const Loom4dPictures &out,
+                                                             const Loom4dPictures &grad, const Image &image, int64_t index,
+                                                             int tile) {
+    float *slots = image.slots.get();
     Lanes through[kVectors], rest[kVectors] = {}, red[kVectors] = {}, green[kVectors] = {}, blue[kVectors] = {};
     Lanes depth[kVectors] = {};
     for (Lanes &values : through) values = Lanes{} + 1.0f;
@@ -399,15 +453,18 @@ LOOM4D_CLONES void blend_backward(const Loom4dScene &scene, const Loom4dPictures
         const int64_t pixel = (area.top + y) * scene.width + area.left;
         for (int64_t x = 0; x < area.columns; ++x) {
             const int64_t v = y / 2, lane = y % 2 * kTile + x, single = index * plane + pixel + x;
-            const int64_t first = single + 3 * index * plane;
-            red[v][lane] = grad.blended[first];
-            green[v][lane] = grad.blended[first + plane];
-            blue[v][lane] = grad.blended[first + 2 * plane];
-            depth[v][lane] = grad.blended[first + 3 * plane];
-            rest[v][lane] = grad.blended[first] * out.blended[first] + grad.blended[first + plane] * out.blended[first + plane] +
-                            grad.blended[first + 2 * plane] * out.blended[first + 2 * plane] +
-                            grad.blended[first + 3 * plane] * out.blended[first + 3 * plane] -
-                            grad.alpha[single] * (1.0f - out.alpha[single]);
+            const int64_t first = single + 3 * index * plane, alpha = first + 3 * plane;
+            red[v][lane] = grad.premultiplied[first];
+            green[v][lane] = grad.premultiplied[first + plane];
+            blue[v][lane] = grad.premultiplied[first + 2 * plane];
+            rest[v][lane] = grad.premultiplied[first] * out.premultiplied[first] +
+                            grad.premultiplied[first + plane] * out.premultiplied[first + plane] +
+                            grad.premultiplied[first + 2 * plane] * out.premultiplied[first + 2 * plane] -
+                            grad.premultiplied[alpha] * (1.0f - out.premultiplied[alpha]);
+            if (kDepth) {
+                depth[v][lane] = grad.depth[single];
+                rest[v][lane] += grad.depth[single] * out.depth[single];
+            }
         }
     }
     const float cut = scene.cut, cap = scene.cap;
@@ -420,14 +477,15 @@ LOOM4D_CLONES void blend_backward(const Loom4dScene &scene, const Loom4dPictures
         for (int v = place.first; v < place.end; ++v, dy += 2.0f) {
             const Lanes raw = raw_alpha(s, place.dx, dy), alpha = bounded(raw, cut, cap);
             const Lanes weight = through[v] * alpha;
-            const Lanes dot = s.red * red[v] + s.green * green[v] + s.blue * blue[v] + s.depth * depth[v];
+            Lanes dot = s.red * red[v] + s.green * green[v] + s.blue * blue[v];
+            if (kDepth) dot += s.depth * depth[v];
             const Lanes after = rest[v] - weight * dot;  // S_total - S_i
             const Lanes slope = through[v] * dot - after / (1.0f - alpha);
             const Lanes q = raw > cap ? Lanes{} : slope * alpha, q_dy = q * dy;
             of_red += weight * red[v];
             of_green += weight * green[v];
             of_blue += weight * blue[v];
-            of_depth += weight * depth[v];
+            if (kDepth) of_depth += weight * depth[v];
             of_alpha += q;
             of_y += q_dy;
             of_yy += q_dy * dy;
@@ -436,12 +494,21 @@ LOOM4D_CLONES void blend_backward(const Loom4dScene &scene, const Loom4dPictures
         }
         const Lanes of_x = of_alpha * place.dx;
         float *slot = slots + static_cast<size_t>(image.entries[entry].slot) * kSlot;
-        slot[0] = sum_of(of_red), slot[1] = sum_of(of_green), slot[2] = sum_of(of_blue), slot[3] = sum_of(of_depth);
+        slot[0] = sum_of(of_red), slot[1] = sum_of(of_green), slot[2] = sum_of(of_blue), slot[3] = kDepth ? sum_of(of_depth) : 0.0f;
         slot[4] = sum_of(of_alpha), slot[5] = sum_of(of_x), slot[6] = sum_of(of_y), slot[7] = sum_of(of_x * place.dx);
         slot[8] = sum_of(of_y * place.dx), slot[9] = sum_of(of_yy);
     }
     for (uint32_t entry = image.tile_end[tile]; entry < image.tile_start[tile + 1]; ++entry)  // hidden by those before
         std::memset(slots + static_cast<size_t>(image.entries[entry].slot) * kSlot, 0, kSlot * sizeof(float));
+}
+
+// `grad.depth` is null where no loss looks at depth.
+LOOM4D_CLONES void blend_backward(const Loom4dScene &scene, const Loom4dPictures &out, const Loom4dPictures &grad,
+                                  const Image &image, int64_t index, int tile) {
+    if (grad.depth)
+        blend_backward_of<true>(scene, out, grad, image, index, tile);
+    else
+        blend_backward_of<false>(scene, out, grad, image, index, tile);
 }
 
 struct PointGradient {
@@ -494,14 +561,11 @@ inline __attribute__((always_inline)) PointGradient unproject(const Loom4dScene 
     return g;
 }
 
-using Slots = std::vector<std::unique_ptr<float[]>>;  // per image; every tile writes all of its own
-
 // Points start..end-1 of every image.
-LOOM4D_CLONES void gather(const Loom4dScene &scene, const State &state, const Slots &slots, int64_t start, int64_t end,
-                          const Loom4dGradients &out) {
+LOOM4D_CLONES void gather(const Loom4dScene &scene, const State &state, int64_t start, int64_t end, const Loom4dGradients &out) {
     for (int64_t index = 0; index < scene.images; ++index) {
         const uint32_t *first = state.images[index].first_slot.data();
-        const float *of_image = slots[index].get();
+        const float *of_image = state.images[index].slots.get();
         for (int64_t point = start; point < end; ++point) {
             if (first[point] == first[point + 1]) continue;
             float sum[kSlot] = {};
@@ -550,9 +614,12 @@ extern "C" {
 
 // Renders every image; returns what the backward pass needs, to be freed by loom4d_rasterize_free, or null for no memory.
 void *loom4d_rasterize_forward(const Loom4dScene *scene, const Loom4dPictures *out) try {
-    auto state = std::make_unique<State>();
-    state->images.resize(scene->images);
-    parallel(scene->threads, scene->images, [&](int64_t index) { prepare(*scene, index, state->images[index]); });
+    auto state = taken();
+    state->count = scene->images;
+    if (state->images.size() < static_cast<size_t>(scene->images)) state->images.resize(scene->images);
+    parallel(scene->threads, scene->images, [&](int64_t index) {
+        prepare(*scene, index, state->images[index], out->visible + index * scene->points);
+    });
     const int64_t tiles = static_cast<int64_t>(tiles_along(scene->width)) * tiles_along(scene->height);
     parallel(scene->threads, scene->images * tiles, [&](int64_t task) {
         blend(*scene, *out, state->images[task / tiles], task / tiles, static_cast<int>(task % tiles));
@@ -563,33 +630,32 @@ void *loom4d_rasterize_forward(const Loom4dScene *scene, const Loom4dPictures *o
 }
 
 // `out` is what the forward pass rendered, `grad` its gradients; adds to `gradients`, which come in as zeros.
-int loom4d_rasterize_backward(const void *handle, const Loom4dScene *scene, const Loom4dPictures *out,
+int loom4d_rasterize_backward(void *handle, const Loom4dScene *scene, const Loom4dPictures *out,
                               const Loom4dPictures *grad, const Loom4dGradients *gradients) try {
-    const State &state = *static_cast<const State *>(handle);
-    Slots slots(scene->images);
-    for (int64_t i = 0; i < scene->images; ++i) slots[i].reset(new float[state.images[i].entries.size() * kSlot]);
+    State &state = *static_cast<State *>(handle);
+    for (int64_t i = 0; i < state.count; ++i) {
+        Image &image = state.images[i];
+        const size_t needed = image.entries.size() * kSlot;
+        if (image.slots_room >= needed) continue;
+        image.slots.reset(), image.slots_room = 0;
+        image.slots.reset(new float[needed + needed / 4]);
+        image.slots_room = needed + needed / 4;
+    }
     const int64_t tiles = static_cast<int64_t>(tiles_along(scene->width)) * tiles_along(scene->height);
     parallel(scene->threads, scene->images * tiles, [&](int64_t task) {
         const int64_t index = task / tiles;
-        blend_backward(*scene, *out, *grad, state.images[index], index, static_cast<int>(task % tiles), slots[index].get());
+        blend_backward(*scene, *out, *grad, state.images[index], index, static_cast<int>(task % tiles));
     });
     parallel(scene->threads, chunks(scene->points), [&](int64_t chunk) {
         const int64_t end = std::min(scene->points, (chunk + 1) * kChunk);
-        gather(*scene, state, slots, chunk * kChunk, end, *gradients);
+        gather(*scene, state, chunk * kChunk, end, *gradients);
     });
     return 0;
 } catch (const std::exception &) {
     return 1;
 }
 
-void loom4d_rasterize_free(void *handle) { delete static_cast<State *>(handle); }
-
-// 1 for every (image, point) that was drawn.
-void loom4d_rasterize_visible(const void *handle, uint8_t *visible) {
-    for (const Image &image : static_cast<const State *>(handle)->images)
-        for (size_t point = 0; point + 1 < image.first_slot.size(); ++point)
-            *visible++ = image.first_slot[point] < image.first_slot[point + 1];
-}
+void loom4d_rasterize_free(void *handle) { given_back(std::unique_ptr<State>(static_cast<State *>(handle))); }
 
 // R S S^T R^T of `count` Gaussians from quaternions (w x y z, any length) and log scales, and its gradient.
 void loom4d_rasterize_covariances(int64_t count, int64_t threads, const float *quaternions, const float *log_scales,

@@ -37,7 +37,7 @@ class Scene(ctypes.Structure):
 class Pictures(ctypes.Structure):
     """Mirrors `Loom4dPictures`."""
 
-    _fields_ = [(name, ctypes.c_void_p) for name in ("blended", "alpha", "median")]
+    _fields_ = [(name, ctypes.c_void_p) for name in ("premultiplied", "depth", "median", "visible")]
 
 
 class Gradients(ctypes.Structure):
@@ -73,7 +73,7 @@ def rasterize_cpu(gaussians: Gaussians | Ellipsoids, cameras: Cameras, options: 
     covariances = gaussians.covariances if isinstance(gaussians, Ellipsoids) else _covariances(gaussians, options)
     rotation, translation = opencv_pose(flat)
     packed = torch.cat([rotation.flatten(1), translation, pixel_intrinsics(flat, options)], 1).float().contiguous()
-    blended, alpha, median, visible = _Rasterize.apply(
+    premultiplied, depth, median, visible = _Rasterize.apply(
         flattened(means, 2, batch).contiguous(),
         flattened(covariances, 3, batch).contiguous(),
         flattened(gaussians.opacities, 1, batch).contiguous(),
@@ -82,7 +82,7 @@ def rasterize_cpu(gaussians: Gaussians | Ellipsoids, cameras: Cameras, options: 
         packed,
         options,
     )
-    return assembled(blended, alpha, median, visible, batch, screen_offsets)
+    return assembled(premultiplied, depth, median, visible, batch, screen_offsets)
 
 
 class _Rasterize(torch.autograd.Function):
@@ -93,27 +93,28 @@ class _Rasterize(torch.autograd.Function):
         inputs = (means, covariances, opacities, colours, cameras, offsets)
         scene = _scene(inputs, options)
         height, width = options.height, options.width
-        blended = torch.empty(images, 4, height, width)
-        alpha, median = torch.empty(images, height, width), torch.empty(images, height, width)
-        pictures = Pictures(*(native.pointer(tensor) for tensor in (blended, alpha, median)))
+        premultiplied = torch.empty(images, 4, height, width)
+        depth, median = torch.empty(images, height, width), torch.empty(images, height, width)
+        visible = torch.empty(images, points, dtype=torch.bool)
+        pictures = Pictures(*(native.pointer(tensor) for tensor in (premultiplied, depth, median, visible)))
         handle = kernels.loom4d_rasterize_forward(ctypes.byref(scene), ctypes.byref(pictures))
         if not handle:
             raise MemoryError(f"no memory to rasterise {images} images of {height}×{width} with {points} Gaussians")
         state = _State(kernels, handle)
-        visible = torch.empty(images, points, dtype=torch.bool)
-        kernels.loom4d_rasterize_visible(ctypes.c_void_p(handle), native.pointer(visible))
-        ctx.save_for_backward(*inputs, blended, alpha)
+        ctx.save_for_backward(*inputs, premultiplied, depth)
         ctx.state, ctx.options = state, options
         ctx.mark_non_differentiable(median, visible)
-        return blended, alpha, median, visible
+        ctx.set_materialize_grads(False)
+        return premultiplied, depth, median, visible
 
     @staticmethod
     def backward(ctx: Any, *gradients):
-        *inputs, blended, alpha = ctx.saved_tensors
+        *inputs, premultiplied, depth = ctx.saved_tensors
         scene = _scene(inputs, ctx.options)
-        parts = [gradient.contiguous() for gradient in gradients[:2]]
-        outputs = Pictures(*(native.pointer(tensor) for tensor in (blended, alpha, None)))
-        incoming = Pictures(*(native.pointer(tensor) for tensor in (*parts, None)))
+        of_pictures = torch.zeros_like(premultiplied) if gradients[0] is None else gradients[0].contiguous()
+        parts = (of_pictures, None if gradients[1] is None else gradients[1].contiguous())
+        outputs = Pictures(*(native.pointer(tensor) for tensor in (premultiplied, depth)))
+        incoming = Pictures(*(native.pointer(tensor) for tensor in parts))
         means, covariances, opacities, colours, _, offsets = inputs
         leaving = [
             None if tensor is None else torch.zeros_like(tensor)

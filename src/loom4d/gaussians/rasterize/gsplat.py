@@ -92,9 +92,9 @@ def rasterize_by(
     pictures, alphas = kernels.rasterize_to_pixels(
         centres, conics, features, opacities, options.width, options.height, TILE, starts, order
     )
-    blended = pictures.movedim(-1, 1)  # (image, 4, H, W)
-    median = torch.full_like(blended[:, 0], torch.nan)
-    return assembled(blended, alphas[..., 0], median, (radii > 0).all(-1), batch, screen_offsets)
+    premultiplied = torch.cat([pictures[..., :3], alphas], -1).movedim(-1, 1)  # (image, 4, H, W)
+    median = torch.full_like(premultiplied[:, 0], torch.nan)
+    return assembled(premultiplied, pictures[..., 3], median, (radii > 0).all(-1), batch, screen_offsets)
 
 
 def _projected(

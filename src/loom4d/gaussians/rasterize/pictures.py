@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -32,8 +31,7 @@ class RasterOptions:
 class Rendering:
     """Pictures over nothing: colour is premultiplied by alpha."""
 
-    rgb: Float[Tensor, "*batch 3 height width"]
-    alpha: Float[Tensor, "*batch 1 height width"]
+    premultiplied: Float[Tensor, "*batch 4 height width"]
     weighted_depth: Float[Tensor, "*batch 1 height width"]  # distance along the view axis, premultiplied like colour
     median_depth: Float[Tensor, "*batch 1 height width"]  # where half the light is gone; no gradient; NaN from gsplat
     visible: Bool[Tensor, "*batch point"]  # may touch a pixel
@@ -45,8 +43,12 @@ class Rendering:
         return self.weighted_depth / self.alpha.clamp_min(1e-8)
 
     @property
-    def premultiplied(self) -> Float[Tensor, "*batch 4 height width"]:
-        return torch.cat([self.rgb, self.alpha], -3)
+    def rgb(self) -> Float[Tensor, "*batch 3 height width"]:
+        return self.premultiplied[..., :3, :, :]
+
+    @property
+    def alpha(self) -> Float[Tensor, "*batch 1 height width"]:
+        return self.premultiplied[..., 3:, :, :]
 
     def on(self, background: Float[Tensor, "*#batch 3"]) -> Float[Tensor, "*batch 3 height width"]:
         return self.rgb + (1 - self.alpha) * background[..., None, None]
@@ -93,15 +95,14 @@ def screen_zeros(batch: tuple[int, ...], points: int, like: Tensor, options: Ras
 
 
 def assembled(
-    blended: Float[Tensor, "image 4 height width"],
-    alpha: Float[Tensor, "image height width"],
+    premultiplied: Float[Tensor, "image 4 height width"],
+    weighted_depth: Float[Tensor, "image height width"],
     median: Float[Tensor, "image height width"],
     visible: Bool[Tensor, "image point"],
     batch: tuple[int, ...],
     screen_offsets: Tensor | None,
 ) -> Rendering:
-    """A `Rendering` from flat pictures whose fourth channel is Σ w·depth."""
-    alpha = rearrange(alpha, "image h w -> image 1 h w")
+    """A `Rendering` from flat pictures."""
     shape = lambda tensor: tensor.reshape(*batch, *tensor.shape[1:])  # noqa: E731
-    rgb, weighted_depth = shape(blended[:, :3]), shape(blended[:, 3:])
-    return Rendering(rgb, shape(alpha), weighted_depth, shape(median[:, None]), shape(visible), screen_offsets)
+    depths = shape(weighted_depth[:, None]), shape(median[:, None])
+    return Rendering(shape(premultiplied), *depths, shape(visible), screen_offsets)

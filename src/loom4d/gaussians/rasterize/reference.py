@@ -53,7 +53,8 @@ def rasterize_reference(gaussians: Gaussians | Ellipsoids, cameras: Cameras, opt
         features = torch.cat([pick(colours, 2), projected.depths[:, None]], 1)
         pictures.append((*blend(projected, centres, pick(opacities, 1), features, options), projected.visible))
     blended, alpha, median, visible = (torch.stack(column) for column in zip(*pictures, strict=True))
-    return assembled(blended, alpha, median, visible, batch, screen_offsets)
+    premultiplied = torch.cat([blended[:, :3], alpha[:, None]], 1)
+    return assembled(premultiplied, blended[:, 3], median, visible, batch, screen_offsets)
 
 
 def project(
