@@ -150,6 +150,48 @@ def test_threads_change_no_bit():
         assert torch.equal(first, second)
 
 
+@needs_kernels
+@pytest.mark.parametrize("looked_at", ["premultiplied", "weighted_depth"])
+def test_what_no_loss_looks_at_has_no_gradient(looked_at):
+    """Pictures without depth, and depth without pictures: the same gradients as the specification's."""
+    cameras, found = orbit(torch.arange(3) * 120.0), []
+    for backend, dtype in (("cpu", torch.float32), ("reference", torch.float64)):
+        leaves = [getattr(cloud(80), name).to(dtype).requires_grad_() for name in FIELDS]
+        out = getattr(rasterize(Gaussians(*leaves), cameras.to(dtype), OPTIONS, backend), looked_at)
+        (torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(dtype) * out).sum().backward()
+        found.append([torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves])
+    for name, ours, truth in zip(FIELDS, *found, strict=True):
+        torch.testing.assert_close(ours.double(), truth, atol=2e-4 * truth.abs().max().item() + 1e-9, rtol=0, msg=name)
+
+
+@needs_kernels
+def test_memory_that_is_kept_belongs_to_one_scene_at_a_time():
+    """Scenes of several sizes, forth in one order and back in another, are as if each were alone."""
+    scenes = [(cloud(200, seed), orbit(torch.arange(count) * 30.0)) for seed, count in enumerate((5, 1, 3, 2))]
+
+    def pictures(scene, cameras):
+        leaves = [getattr(scene, name).clone().requires_grad_() for name in FIELDS]
+        return leaves, rasterize(Gaussians(*leaves), cameras, OPTIONS, "cpu").premultiplied
+
+    def gradients(leaves, picture):
+        return torch.autograd.grad(
+            (picture * torch.linspace(-1, 1, picture.numel()).reshape(picture.shape)).sum(), leaves
+        )
+
+    alone = []
+    for scene in scenes:
+        leaves, picture = pictures(*scene)
+        alone.append((picture.detach().clone(), gradients(leaves, picture)))
+    for order in ((2, 0, 3, 1), (3, 2, 1, 0)):
+        made = [pictures(*scene) for scene in scenes]
+        for index in order:
+            leaves, picture = made[index]
+            assert torch.equal(picture, alone[index][0])
+            for ours, truth in zip(gradients(leaves, picture), alone[index][1], strict=True):
+                assert torch.equal(ours, truth)
+            made[index] = None  # its memory is free for the others
+
+
 @every_backend
 def test_batched_cameras_keep_their_shape_and_equal_single_ones(backend):
     gaussians, cameras = cloud(50), turntable(3, 2)

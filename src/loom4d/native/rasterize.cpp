@@ -94,7 +94,7 @@ struct State {
 
 // Finished states with their memory, for whoever comes next. Nobody waits: where another thread is at the pool, memory is
 // taken from the system, or given back to it.
-constexpr size_t kPooled = 2, kPooledBytes = size_t{1} << 28;
+constexpr size_t kPooled = 2, kPooledBytes = size_t{1} << 27;
 std::atomic_flag pool_in_use = ATOMIC_FLAG_INIT;
 
 std::vector<std::unique_ptr<State>> &pool() {
