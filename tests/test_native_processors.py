@@ -3,6 +3,7 @@
 import platform
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -94,3 +95,29 @@ def test_one_library_holds_the_code_of_three_processors():
     names = Path(native.load()._name).read_bytes()
     for clone in (b"arch_x86_64_v4", b"arch_x86_64_v3", b"default"):
         assert clone in names or clone.replace(b"x86_64", b"x86-64") in names, clone
+
+
+FAULTS = """
+import resource, torch
+from loom4d import native
+kept = {kept} and native.keep_memory()
+for _ in range(20):
+    torch.ones(10_000_000)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    torch.ones(10_000_000)
+print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be asked to keep memory")
+def test_memory_that_is_kept_costs_no_page_faults():
+    """A tensor of 40 MB has 9 766 pages of 4 kB."""
+
+    def faults(kept: bool) -> tuple[str, int]:
+        script = FAULTS.format(kept=kept)
+        said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+        return said[0], int(said[1])
+
+    assert faults(True) == ("True", pytest.approx(0, abs=1000))
+    assert faults(False)[1] > 10_000

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import tyro
 from rich.console import Console
 
+from loom4d import native
 from loom4d.cli.making import StageChoice, export_to, fit_command, generate, view
 from loom4d.cli.upkeep import curate_command, doctor, serve, train, weights
 from loom4d.gaussians.fit_config import PRESETS as FIT_PRESETS
@@ -46,7 +47,9 @@ def commands(arguments: list[str]) -> dict[str, Callable[..., None]]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the `loom4d` command; bad input ends with one line and exit code 2."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments is None:  # a process of our own
+        native.keep_memory()
+        arguments = sys.argv[1:]
     try:
         tyro.extras.subcommand_cli_from_dict(
             commands(arguments), args=arguments, description="Pictures into moving 3D assets."

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import sys
 from pathlib import Path
 
 import torch
@@ -32,6 +33,23 @@ def load() -> ctypes.CDLL | None:
         built = cache_folder() / name
         build(built)
     return ctypes.CDLL(str(built))
+
+
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
+
+
+def keep_memory() -> bool:
+    """Lets this process keep what it frees for its next tensors; whether the C library can (glibc).
+
+    Otherwise large tensors' memory goes back to the system at once, and the next one pays a page fault for every 4 kB.
+    For processes of our own, at their start; never on import.
+    """
+    if sys.platform != "linux":
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    return all(mallopt(what, 1 << 30) == 1 for what in (TRIM_THRESHOLD, MMAP_THRESHOLD))
 
 
 def pointer(tensor: torch.Tensor | None) -> ctypes.c_void_p:
