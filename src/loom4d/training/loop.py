@@ -85,7 +85,8 @@ class KernelMuon(torch.optim.Muon):
 
     def __init__(self, kernels: list[nn.Parameter], rate: float):
         self.kernels = kernels
-        groups = [{"params": [nn.Parameter(kernel.detach().flatten(1)) for kernel in kernels], "pace": MUON_PACE}]
+        matrices = [nn.Parameter(kernel.detach().view(len(kernel), -1)) for kernel in kernels]  # views, never copies
+        groups = [{"params": matrices, "pace": MUON_PACE}]
         super().__init__(groups, lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
 
     def step(self, closure: Any = None) -> Any:
