@@ -12,7 +12,7 @@ from loom4d.denoisers.layers import ResidualBlock
 from loom4d.denoisers.small import ClipCondition, bound
 from loom4d.denoisers.weights import load_autoencoder, load_prior
 from loom4d.diffusion.denoiser import from_velocity
-from loom4d.runs import InputError, load_tensors, result_of
+from loom4d.runs import InputError, load_tensors, result_of, save_tensors
 from loom4d.training.clips import LatentGrids, some_cells, some_clips
 from loom4d.training.curation import Examined, Verdict, write_shard
 from loom4d.training.estimates import drawn, estimated
@@ -249,6 +249,16 @@ def test_kernels_are_stepped_as_the_matrices_that_they_are():
     assert not torch.equal(block.conv2.weight, torch.zeros(8, 8, 3, 3))
     block.conv1.weight.requires_grad_(False)
     assert [id(weight) for weight in optimizers(network, 0.01)[1].kernels] == [id(block.conv2.weight)]
+
+
+def test_a_checkpoint_of_other_optimisers_is_refused(family, data, tmp_path):
+    recipe = tiny(RECIPES["prior"])
+    result_of(run_recipe(recipe, tmp_path, data, weights=family))
+    tensors, facts = load_tensors(tmp_path / "checkpoint.safetensors")
+    name = next(name for name, value in tensors.items() if name.startswith("optimizer.0.0.") and value.ndim)
+    save_tensors(tmp_path / "checkpoint.safetensors", tensors | {name: tensors[name].flatten()[:-1].clone()}, facts)
+    with pytest.raises(InputError, match="other optimisers"):
+        result_of(run_recipe(recipe, tmp_path, data, weights=family))
 
 
 def test_pieces_hold_as_much_of_the_object_as_they_can():

@@ -135,6 +135,10 @@ class Trainer:
             for name, value in _under(tensors, f"optimizer.{index}").items():
                 weight, key = name.split(".", 1)
                 state.setdefault(int(weight), {})[key] = value
+            shapes = [weight.shape for group in optimizer.param_groups for weight in group["params"]]
+            for place, moments in state.items():
+                if any(moment.ndim and moment.shape not in shapes[place : place + 1] for moment in moments.values()):
+                    raise InputError(f"{file} was written with other optimisers; give another folder")
             optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         self.step = facts["step"]
         lines = [line for line in read_log(self.folder) if line["step"] <= self.step]
