@@ -307,6 +307,12 @@ def test_clips_come_with_their_own_pictures(data):
     assert len(pictures) == 15
 
 
+def test_estimates_want_a_latent_space_that_stays():
+    for changes in ({"decoder_only": False}, {"crop": 40}):
+        with pytest.raises(ValueError, match="estimates"):
+            replace(RECIPES["decoder-on-estimates"], **changes)
+
+
 def test_estimates_are_the_priors_clean_ones(family):
     prior = load_prior(family)[0]
     generator = torch.Generator().manual_seed(0)

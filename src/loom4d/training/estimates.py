@@ -13,10 +13,10 @@ from loom4d.denoisers.autoencoder import Autoencoder
 from loom4d.denoisers.small import SmallPrior, bound
 from loom4d.diffusion.denoiser import from_velocity, quarter_log
 from loom4d.training.clips import Clips, LatentGrids, some_clips
-from loom4d.training.objective import AutoencoderTask, log_normal, on_white, picture_error, psnr
+from loom4d.training.objective import CROSSED_SHARE, AutoencoderTask, foreground_psnr, log_normal, picture_error
 from loom4d.training.shards import Shards
 
-CLIPS, CROSSED = 5, 0.35  # of a step on estimates: its clips, and the share that is told a crossing clip
+CLIPS = 5  # of a step on estimates
 MEAN, DEVIATION = 0.5, 1.3  # of ln σ
 
 
@@ -48,7 +48,7 @@ class DecoderTask(AutoencoderTask):
     def loss(self, call: Callable, generator: torch.Generator) -> Tensor:
         if torch.rand((), generator=generator, device=generator.device).item() >= self.share:
             return super().loss(call, generator)
-        clips, pictures = drawn(self.grids[0], self.shards, CLIPS, CROSSED, generator)
+        clips, pictures = drawn(self.grids[0], self.shards, CLIPS, CROSSED_SHARE, generator)
         sigma = log_normal(CLIPS, MEAN, DEVIATION, generator)
         estimates = rearrange(estimated(self.prior, clips, sigma, generator), "b p c h w -> (b p) c h w")
         codes = estimates * self.autoencoder.latent_std + self.autoencoder.latent_mean
@@ -57,14 +57,13 @@ class DecoderTask(AutoencoderTask):
     def scores(self) -> dict[str, float]:
         """Of latents as they are, and of estimates at σ = 1 and from pure noise: PSNR within the objects."""
         found = super().scores()
-        for name, sigma in (("1", 1.0), ("80", 80.0)):
+        for sigma in (1.0, 80.0):
             generator = self._generator(6)
             clips, pictures = drawn(self.grids[1], self.held_out, 16, 0.0, generator)
             estimates = estimated(self.prior, clips, torch.full((16,), sigma, device=generator.device), generator)
             with torch.inference_mode():
                 ours = self.autoencoder.decode(rearrange(estimates, "b p c h w -> (b p) c h w")).clamp(0, 1)
-            inside = pictures[:, 3:].expand(-1, 3, -1, -1) > 0.02
-            found[f"foreground_psnr at {name}"] = psnr(on_white(ours)[inside], on_white(pictures)[inside])
+            found[f"foreground_psnr at {sigma:g}"] = foreground_psnr(ours, pictures)
         return found
 
 

@@ -39,6 +39,12 @@ def psnr(ours: Float[Tensor, "*shape"], truth: Float[Tensor, "*shape"]) -> float
     return -10 * torch.log10((ours - truth).square().mean().clamp_min(1e-10)).item()
 
 
+def foreground_psnr(ours: Float[Tensor, "b 4 h w"], truth: Float[Tensor, "b 4 h w"]) -> float:
+    """The same on white, over the pixels that the true objects cover."""
+    inside = truth[:, 3:].expand(-1, 3, -1, -1) > 0.02
+    return psnr(on_white(ours)[inside], on_white(truth)[inside])
+
+
 class AutoencoderTask:
     """Reconstruction of premultiplied RGBA from codes with Gaussian noise of deviation `noise` on them.
 
@@ -75,9 +81,9 @@ class AutoencoderTask:
         decoded, codes = call(pictures, noise)
         total = picture_error(decoded, pictures) + 1e-4 * codes.float().square().mean()
         if self.anchored is not None:
-            with torch.no_grad():
+            with torch.no_grad(), torch.autocast(pictures.device.type, torch.bfloat16):
                 before = self.anchored(pictures * 2 - 1)
-            total = total + self.anchor * (codes.float() - before).square().mean()
+            total = total + self.anchor * (codes.float() - before.float()).square().mean()
         return total
 
     def _generator(self, seed: int) -> torch.Generator:
@@ -90,9 +96,7 @@ class AutoencoderTask:
 
     def scores(self) -> dict[str, float]:
         truth, ours = self._pairs(128)
-        inside = truth[:, 3:].expand(-1, 3, -1, -1) > 0.02
-        foreground = psnr(on_white(ours)[inside], on_white(truth)[inside])
-        return {"psnr": psnr(on_white(ours), on_white(truth)), "foreground_psnr": foreground}
+        return {"psnr": psnr(on_white(ours), on_white(truth)), "foreground_psnr": foreground_psnr(ours, truth)}
 
     def preview(self) -> Image.Image:
         truth, ours = self._pairs(24)

@@ -52,10 +52,14 @@ class AutoencoderRecipe:
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(3000, learning_rate=1e-3, decay=600, preview_steps=250))
     batch: int = 48
     noise: float = 0.1
-    crop: int = 40  # pixels of the pieces that most steps see; 0: whole pictures only
+    crop: int = 0  # pixels of the pieces that most steps see; 0: whole pictures only
     anchor: float = 0.0  # how dear it is to leave the latent space of the weights that training starts from
     decoder_only: bool = False  # that latent space stays as it is, so priors trained in it stay right
     estimates: float = 0.0  # share of the decoder's steps on what the prior makes of latents; only with decoder_only
+
+    def __post_init__(self) -> None:
+        if self.estimates and (not self.decoder_only or self.crop):
+            raise ValueError("estimates are of whole pictures' latents that stay as they are: decoder_only, crop 0")
 
 
 @dataclass(frozen=True)
@@ -94,19 +98,16 @@ def on_gpu(recipe: Recipe) -> Recipe:
 
 
 RECIPES: dict[str, Recipe] = {
-    "autoencoder": AutoencoderRecipe(),
+    "autoencoder": AutoencoderRecipe(crop=40),
     "prior": PriorRecipe(),
     "decoder": AutoencoderRecipe(
         loop=LoopConfig(3000, learning_rate=5e-4, decay=1000, preview_steps=250), decoder_only=True
     ),
     "decoder-on-estimates": AutoencoderRecipe(
-        loop=LoopConfig(2000, learning_rate=4e-4, decay=2000, preview_steps=250),
-        crop=0,
-        decoder_only=True,
-        estimates=0.5,
+        loop=LoopConfig(2000, learning_rate=4e-4, decay=2000, preview_steps=250), decoder_only=True, estimates=0.5
     ),
     "autoencoder-again": AutoencoderRecipe(
-        loop=LoopConfig(4200, learning_rate=7e-4, decay=4200, preview_steps=250), batch=80, anchor=0.01
+        loop=LoopConfig(4200, learning_rate=7e-4, decay=4200, preview_steps=250), batch=80, crop=40, anchor=0.01
     ),
     "autoencoder-128": on_gpu(AutoencoderRecipe()),
     "prior-128": on_gpu(PriorRecipe()),
