@@ -18,7 +18,7 @@ from loom4d.gaussians.initial import ball_cloud, carved, covered, hull_cloud, st
 from loom4d.gaussians.motion import MOTIONS
 from loom4d.gaussians.motion.spacetime import Spacetime
 from loom4d.gaussians.objective import LossWeights, regularisation
-from loom4d.gaussians.state import FitState, adam
+from loom4d.gaussians.state import LATELY, FitState, adam, asset_of, averaged, state_of
 from loom4d.grid import ImageGrid
 from loom4d.runs import Event, InputError, result_of
 
@@ -64,6 +64,19 @@ def test_a_fit_approaches_the_scene_from_views_it_was_not_given(motion):
     assert events[-1].data["held_out_psnr"] == score(asset, held_out) and events[-1].step == 90
     losses = [event.data["loss"] for event in events if event.kind == "progress"]
     assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
+
+
+def test_an_asset_is_the_average_of_the_last_steps():
+    start = state_of(moving_scene())
+    there = start.tensors["asset.means"] + 1.0
+    state = replace(start, step=10_000, tensors=start.tensors | {"asset.means": there})
+    for _ in range(3):
+        state = averaged(state)
+    behind = there - asset_of(state, "spacetime").means
+    assert_close(behind, torch.full_like(there, LATELY**3))
+    early = averaged(replace(start, step=10, tensors=start.tensors | {"asset.means": there}))
+    assert_close(there - asset_of(early, "spacetime").means, torch.full_like(there, 0.5))
+    assert torch.equal(asset_of(early, "spacetime").times, moving_scene().times)
 
 
 @pytest.mark.parametrize("motion", MOTIONS)

@@ -69,6 +69,8 @@ def test_the_small_are_copied_and_the_large_are_split(motion):
         if f"mean.{name}" in after.tensors:
             assert (after.tensors[f"mean.{name}"][: points - 3] == 0.25).all()
             assert not after.tensors[f"square.{name}"][points - 3 :].any()
+            assert (after.tensors[f"lately.{name}"][: points - 3] == 0.25).all()
+            assert torch.equal(after.tensors[f"lately.{name}"][points - 3 :], new[name][points - 3 :])
     halves = slice(points, points + 6)
     torch.testing.assert_close(new["log_scales"][halves], torch.full((6, 3), math.log(0.2 / 1.6)))
     moved = (new["means"][halves] - old["means"][-3:].repeat_interleave(2, 0)).norm(dim=-1)

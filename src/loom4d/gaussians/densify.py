@@ -99,8 +99,8 @@ def multiplied(
 ) -> FitState:
     """Copies the small and splits the large among those that the policy chooses, then removes what is not needed.
 
-    A copy starts where its original is and a split Gaussian's two halves are drawn from it, 1.6 times smaller. Adam's
-    averages stay with the Gaussians that stay; new ones start without. What was seen is forgotten.
+    A copy starts where its original is and a split Gaussian's two halves are drawn from it, 1.6 times smaller. Averages
+    stay with the Gaussians that stay; those of new ones begin anew. What was seen is forgotten.
     """
     growth = Growth(state.tensors["growth.sums"], state.tensors["growth.steps"])
     if config.policy not in POLICIES:
@@ -121,10 +121,9 @@ def multiplied(
     for name in MOTIONS[motion].point_fields():
         new = torch.cat([tensors[name][copied], halves[name]])
         grown[f"asset.{name}"] = torch.cat([tensors[name][kept], new])
-        for average in ("mean", "square"):
+        for average, first in (("lately", new), ("mean", torch.zeros_like(new)), ("square", torch.zeros_like(new))):
             if f"{average}.{name}" in grown:
-                old = grown[f"{average}.{name}"]
-                grown[f"{average}.{name}"] = torch.cat([old[kept], torch.zeros(len(new), *old.shape[1:]).to(old)])
+                grown[f"{average}.{name}"] = torch.cat([grown[f"{average}.{name}"][kept], first])
     return pruned(replace(state, tensors=grown), motion, config, half)
 
 
@@ -137,7 +136,7 @@ def pruned(state: FitState, motion: str, config: DensifyConfig, half: float) -> 
         stays = opacity == opacity.max()
     tensors = dict(state.tensors)
     for name in MOTIONS[motion].point_fields():
-        for part in ("asset", "mean", "square"):
+        for part in ("asset", "lately", "mean", "square"):
             if f"{part}.{name}" in tensors:
                 tensors[f"{part}.{name}"] = tensors[f"{part}.{name}"][stays]
     tensors |= named(growth=vars(nothing_seen(int(stays.sum()))))
@@ -148,7 +147,8 @@ def reset_opacities(state: FitState, config: DensifyConfig) -> FitState:
     """No Gaussian more opaque than `reset_to`: those that are needed come back, the others are pruned later."""
     most = math.log(config.reset_to / (1 - config.reset_to))
     tensors = dict(state.tensors)
-    tensors["asset.opacity_logits"] = tensors["asset.opacity_logits"].clamp_max(most)
+    for part in ("asset", "lately"):
+        tensors[f"{part}.opacity_logits"] = tensors[f"{part}.opacity_logits"].clamp_max(most)
     for average in ("mean", "square"):
         tensors[f"{average}.opacity_logits"] = torch.zeros_like(tensors[f"{average}.opacity_logits"])
     return replace(state, tensors=tensors)

@@ -34,7 +34,7 @@ from loom4d.gaussians.objective import (
     regularisation,
 )
 from loom4d.gaussians.rasterize import RasterOptions, default_backend, rasterize
-from loom4d.gaussians.state import FitState, adam, asset_of, bounded_shapes, named, state_of
+from loom4d.gaussians.state import FitState, adam, asset_of, averaged, bounded_shapes, named, state_of
 from loom4d.grid import ImageGrid, png
 from loom4d.runs import Event, InputError, Work, write_atomically
 
@@ -247,6 +247,7 @@ def _stepped(state: FitState, found: _Descent, config: FitConfig, thinnest: floa
     rates = {name: rate * decay for name, rate in MOTIONS[motion].rates().items()}
     following = adam(state, found.gradients, rates)
     bounded_shapes(following.tensors["asset.log_scales"], thinnest, config.needle)
+    following = averaged(following)
     if found.growth is not None:
         following = replace(following, tensors=following.tensors | named(growth=vars(found.growth)))
     generator = _generator(config.seed, 4, following.step)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,14 +13,17 @@ from torch import Tensor
 from loom4d.gaussians.motion import MOTIONS, DynamicGaussians
 
 MOMENTUM, SQUARES = 0.9, 0.99  # Adam's averages, over the last 10 and 100 steps
+LATELY = 0.98  # average of what is learnt, over the last 50 steps
 
 
 @dataclass(frozen=True)
 class FitState:
-    """What a killed fit needs to go on to the same bytes: everything that is learnt, and Adam's averages."""
+    """What a killed fit needs to go on to the same bytes: everything that is learnt, its average over the last steps,
+    and Adam's averages."""
 
     step: int  # iterations done
-    tensors: dict[str, Tensor]  # "asset.NAME", "mean.NAME", "square.NAME"; "growth.NAME" while Gaussians multiply
+    # "asset.NAME", "lately.NAME", "mean.NAME", "square.NAME"; "growth.NAME" while Gaussians multiply
+    tensors: dict[str, Tensor]
     motion: dict[str, Any]  # the motion's config
 
     def part(self, name: str) -> dict[str, Tensor]:
@@ -39,8 +42,9 @@ class FitState:
 def state_of(asset: DynamicGaussians) -> FitState:
     """A state in which nothing is learnt yet."""
     tensors = {name: tensor.detach().clone() for name, tensor in asset.tensors().items()}
-    zeros = {name: torch.zeros_like(tensors[name]) for name in asset.rates()}
-    return FitState(0, named(asset=tensors, mean=zeros, square=zeros), asset.config())
+    learnt = {name: tensors[name] for name in asset.rates()}
+    zeros = {name: torch.zeros_like(tensor) for name, tensor in learnt.items()}
+    return FitState(0, named(asset=tensors, lately=learnt, mean=zeros, square=zeros), asset.config())
 
 
 def named(**parts: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -49,8 +53,9 @@ def named(**parts: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def asset_of(state: FitState, motion: str) -> DynamicGaussians:
-    """The asset in a state, of the motion by that name."""
-    return MOTIONS[motion].from_tensors(state.part("asset"), state.motion)
+    """The asset in a state, of the motion by that name: the average of the last steps, which is nearer the goal than
+    any of them, since each follows the few pictures of one batch."""
+    return MOTIONS[motion].from_tensors(state.part("asset") | state.part("lately"), state.motion)
 
 
 @torch.no_grad()
@@ -65,6 +70,14 @@ def adam(state: FitState, gradients: dict[str, Tensor], rates: dict[str, float])
         tensors[f"asset.{name}"] = torch.addcdiv(tensors[f"asset.{name}"], mean, scale, value=-step)
         tensors[f"mean.{name}"], tensors[f"square.{name}"] = mean, square
     return FitState(count, tensors, state.motion)
+
+
+def averaged(state: FitState) -> FitState:
+    """With what was just learnt in the averages: over the last 50 steps, early in a fit over the last tenth of them."""
+    now, before = state.part("asset"), state.part("lately")
+    weight = max(1 - LATELY, 10 / (10 + state.step))
+    lately = {name: tensor.lerp(now[name], weight) for name, tensor in before.items()}
+    return replace(state, tensors=state.tensors | named(lately=lately))
 
 
 def bounded_shapes(log_scales: Float[Tensor, "point 3"], thinnest: float, needle: float) -> None:
