@@ -12,7 +12,7 @@ from loom4d.gaussians.asset import render
 from loom4d.gaussians.motion import DynamicGaussians
 from loom4d.grid import ImageGrid
 
-BELIEVED = 0.5  # trust in a picture between given ones, over that of the given one before it
+BELIEVED = 1.0  # trust in a picture between given ones, over that of the given one before it
 
 
 def middles(times: Float[Tensor, " frame"]) -> tuple[Int[Tensor, " middle"], Float[Tensor, " middle"]]:

@@ -28,7 +28,7 @@ class FitConfig:
     count: int = 5000  # Gaussians at the start; where "spacetime" is led, half as many, which become a multiple
     dense: float = 3.5  # of them at most for a covered pixel: more would learn how views contradict each other
     iterations: int = 1300
-    lead: float = 0.75  # share of them in which "spacetime" is led by "controlled"; 0 where parts come and go
+    lead: float = 0.85  # share of them in which "spacetime" is led by "controlled"; 0 where parts come and go
     batch: int = 4  # pictures per iteration
     instants: int = 2  # moments that these show; fewer are faster
     rate: float = 6.0  # multiplies the motion's learning rates
@@ -73,7 +73,7 @@ def preview() -> FitConfig:
 
 
 def balanced() -> FitConfig:
-    return thrifty(FitConfig())
+    return thrifty(FitConfig(iterations=1700))
 
 
 def full() -> FitConfig:

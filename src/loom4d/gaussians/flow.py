@@ -11,10 +11,10 @@ from torch import Tensor
 
 from loom4d.gaussians.initial import Cloud
 
-MATCHED = 300  # points of each cloud that are matched; the others follow their neighbours
-ROUNDS, BALANCING = 14, 6
+MATCHED, FINELY = 300, 800  # points of each cloud that are matched, when trying and in the end; the others follow
+BEGUN, ROUNDS, BALANCING = 0.4, 9, 6  # of the way from the widest match to the narrowest that a moment's first round is
 STARTS, CHECKED = 6, 600  # moments from which matching is tried; points by which the best is found
-COLOUR = 0.25  # difference of colour that counts as much as one match width of distance
+COLOUR = 0.12  # difference of colour that counts as much as one match width of distance
 
 
 def velocities(cloud: Cloud, generator: torch.Generator) -> Float[Tensor, "point 3"]:
@@ -31,22 +31,26 @@ def velocities(cloud: Cloud, generator: torch.Generator) -> Float[Tensor, "point
 
 
 def tracked(
-    start: Cloud, moments: list[Cloud], points: Float[Tensor, "point 3"], generator: torch.Generator
+    start: Cloud,
+    moments: list[Cloud],
+    points: Float[Tensor, "point 3"],
+    generator: torch.Generator,
+    matched: int = MATCHED,
 ) -> list[Float[Tensor, "point 3"]]:
     """Where `points`, which move with the cloud `start`, are at each of the following moments.
 
     `start` itself is matched with every moment, beginning from where it was at the one before, so errors do not add
-    up. The match is soft and one-to-one, and alternates with a fit of locally affine motion; both widths, of the
-    match and of the neighbourhood that moves together, shrink from the size of the object to that of its details.
+    up. The match of `matched` points is soft and one-to-one, and alternates with a fit of locally affine motion; both
+    widths, of the match and of the neighbourhood that moves together, shrink from that of limbs to that of details.
     """
-    chosen = _some(start, generator)
+    chosen = _some(start, matched, generator)
     extent = max(float(start.means.std(0, correction=0).norm()), 1e-4)  # of one point, too
-    shares = [turn / (ROUNDS - 1) for turn in range(ROUNDS)]
+    shares = [BEGUN + (1 - BEGUN) * turn / (ROUNDS - 1) for turn in range(ROUNDS)]
     together = [affine_map(chosen.means, chosen.means, extent * 0.3**share) for share in shares]
     onwards = affine_map(chosen.means, points, 0.3 * extent)
     moved, found = torch.zeros_like(chosen.means), []
     for moment in moments:
-        target = _some(moment, generator)
+        target = _some(moment, matched, generator)
         unlike = torch.cdist(chosen.rgb, target.rgb) ** 2 / (2 * COLOUR**2)
         for share, smooth in zip(shares, together, strict=True):
             match_width = extent * 0.5 * 0.12**share
@@ -72,13 +76,13 @@ def carried(
     """The moment whose surface reaches those of the others best, at most `count` of its points far from each other, and
     where these are at every frame, by matching the surfaces.
 
-    It matters which moment that is: where limbs touch, what was matched from there cannot part.
+    It matters which moment that is: where limbs touch, what was matched from there cannot part. Several are tried with
+    few points, and the best is matched again with more.
     """
     moments = cloud.moments()
     tried = range(0, len(moments), math.ceil(len(moments) / STARTS))
-    found = [_carried_from(moments, rest, count, generator) for rest in tried]
-    best = min(range(len(found)), key=lambda index: found[index][0])
-    start, (_, points, places) = moments[tried[best]], found[best]
+    best = min(tried, key=lambda rest: _carried_from(moments, rest, count, generator, MATCHED)[0])
+    start, (_, points, places) = moments[best], _carried_from(moments, best, count, generator, FINELY)
     if len(moments) < len(times):  # a moment whose masks kept nothing takes the pose of the nearest one
         seen = torch.stack([moment.times[0] for moment in moments])
         places = places[(times[:, None] - seen).abs().argmin(1)]
@@ -86,15 +90,15 @@ def carried(
 
 
 def _carried_from(
-    moments: list[Cloud], rest: int, count: int, generator: torch.Generator
+    moments: list[Cloud], rest: int, count: int, generator: torch.Generator, matched: int
 ) -> tuple[float, Float[Tensor, "point 3"], Float[Tensor, "moment point 3"]]:
     """Mean squared distance between a moment's surface, carried along, and the surface that is there; points far from
     each other, and where they are at every moment."""
     start = moments[rest]
     points = start.means[farthest(start.means, min(count, len(start.means)))]
     watched = torch.cat([points, start.means[:CHECKED]])
-    after = tracked(start, moments[rest + 1 :], watched, generator)
-    before = tracked(start, moments[:rest][::-1], watched, generator)
+    after = tracked(start, moments[rest + 1 :], watched, generator, matched)
+    before = tracked(start, moments[:rest][::-1], watched, generator, matched)
     places = torch.stack([*before[::-1], watched, *after])  # (moment, K + checked, 3)
     missed = 0.0
     for there, moment in zip(places[:, len(points) :], moments, strict=True):
@@ -103,8 +107,8 @@ def _carried_from(
     return missed, points, places[:, : len(points)]
 
 
-def _some(cloud: Cloud, generator: torch.Generator) -> Cloud:
-    return cloud[torch.randperm(len(cloud.means), generator=generator)[:MATCHED]]
+def _some(cloud: Cloud, count: int, generator: torch.Generator) -> Cloud:
+    return cloud[torch.randperm(len(cloud.means), generator=generator)[:count]]
 
 
 def _matched(cost: Float[Tensor, "point other"]) -> Float[Tensor, "point other"]:

@@ -20,8 +20,8 @@ from loom4d.gaussians.initial import Cloud
 
 ROUND, LASTS = 0.6, 0.7  # first scale over the distance of neighbours; first duration (one σ) in frames
 FRAMES = 4  # for so many frames there are as many Gaussians as were asked for
-SHORT, LONG = 1.0, math.log(0.75)  # weight of the penalty on durations below so many frames, and their logarithm
-BENT, SHORTEST = 0.7, 1.0  # of paths that become straight pieces: error over size; frames of a piece at least
+SHORT = 1.0  # weight of the penalty on durations shorter than `least`
+BENT, SHORTEST = 0.35, 0.5  # of paths that become straight pieces: error over size; frames of a piece at least
 DROPPED = 0.05  # a Gaussian whose temporal weight is below is not drawn
 
 
@@ -40,6 +40,7 @@ class Spacetime:
     start: float  # seconds
     end: float  # seconds
     unit: float  # seconds
+    least: float = 0.75  # units that a Gaussian should last (one σ) where no one knows what is between the frames
 
     @staticmethod
     def initial(cloud: Cloud, times: Float[Tensor, " frame"], count: int, generator: torch.Generator) -> Spacetime:
@@ -85,7 +86,17 @@ class Spacetime:
         scales = shown.log_scales.expand(len(moments), -1, 3)[nearest, of]
         rows = asset.opacity_logits[of], asset.colours[of][:, None]
         return Spacetime(
-            pieces.means, pieces.times, scales, pieces.durations.log(), left, right, *rows, start, end, unit
+            pieces.means,
+            pieces.times,
+            scales,
+            pieces.durations.log(),
+            left,
+            right,
+            *rows,
+            start,
+            end,
+            unit,
+            SHORTEST / 2,
         )
 
     @property
@@ -98,7 +109,7 @@ class Spacetime:
         return {field.name: getattr(self, field.name) for field in fields(self) if field.type.startswith("Float")}
 
     def config(self) -> dict[str, Any]:
-        return {"start": self.start, "end": self.end, "unit": self.unit}
+        return {"start": self.start, "end": self.end, "unit": self.unit, "least": self.least}
 
     @staticmethod
     def from_tensors(tensors: dict[str, Tensor], config: dict[str, Any]) -> Spacetime:
@@ -139,7 +150,7 @@ class Spacetime:
         }
 
     def penalty(self) -> Float[Tensor, ""]:
-        return SHORT * (LONG - self.log_durations).clamp_min(0).square().mean()
+        return SHORT * (math.log(self.least) - self.log_durations).clamp_min(0).square().mean()
 
     def covariances(self) -> Float[Tensor, "point 4 4"]:
         """Covariance over (x, y, z, t)."""
@@ -208,7 +219,7 @@ def straightened(
     most, count = max(1, int(span / SHORTEST)), 1
     waiting, parts = torch.arange(places.shape[1], device=places.device), []
     while len(waiting):
-        width = max(span / count / 2, 0.5)
+        width = max(span / count / 2, SHORTEST / 2)
         centres = moments[0] + span * (torch.arange(count).to(moments) + 0.5) / count
         away = moments - centres[:, None]  # (piece, moment)
         weights = torch.softmax(-0.5 * (away / width) ** 2, 1)
