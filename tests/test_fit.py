@@ -267,6 +267,7 @@ def test_a_forgiving_fit_has_no_price_and_nothing_multiplies():
     config = forgiving(PRESETS["balanced"]())
     assert config.weights == LossWeights() and config.densify.policy == "none" and config.confidence
     assert PRESETS["balanced"]().weights.opacity > 0
+    assert forgiving(PRESETS["full"]()).dense == FitConfig().dense < PRESETS["full"]().dense
 
 
 # --- where it starts ------------------------------------------------------------------------------------------------

@@ -77,16 +77,15 @@ def balanced() -> FitConfig:
 
 
 def full() -> FitConfig:
-    return thrifty(FitConfig(count=9000, dense=7.0, iterations=5000), top=0.2)
+    return thrifty(FitConfig(count=9000, dense=7.0, iterations=5000), top=0.2, times=20)
 
 
-def thrifty(config: FitConfig, top: float = 0.12) -> FitConfig:
+def thrifty(config: FitConfig, top: float = 0.12, times: int = 10) -> FitConfig:
     """The same fit with a price on opacity at first: what pictures do not need fades and goes, above all in the hull's
-    excess, where none looks well. What they need multiplies instead, this share at a time, up to as many as there
-    were."""
-    again = DensifyConfig(
-        policy="percentile", start=0.2, end=0.7, every=max(1, config.iterations // 20), top=top, most=0
-    )
+    excess, where none looks well. What they need multiplies instead, so many times and this share at a time, up to as
+    many as there were."""
+    every = max(1, config.iterations // (2 * times))
+    again = DensifyConfig(policy="percentile", start=0.2, end=0.7, every=every, top=top, most=0)
     return replace(config, weights=replace(config.weights, opacity=0.08), densify=again)
 
 
@@ -94,9 +93,9 @@ def forgiving(config: FitConfig) -> FitConfig:
     """The same fit for pictures that contradict each other, as generated ones do. Thin Gaussians would stand on edge
     to all views but their own, as fur; what multiplied would be what explains one view, as would many Gaussians for a
     pixel; and a cell that is unlike the render pulls less."""
-    shapes = {"dense": min(config.dense, FitConfig.dense), "thinnest": 0.5, "needle": 2.0}
     weights = replace(config.weights, opacity=0.0)
-    return replace(config, **shapes, confidence=True, weights=weights, densify=DensifyConfig())
+    round_ones = replace(config, thinnest=0.5, needle=2.0, dense=min(config.dense, FitConfig.dense))
+    return replace(round_ones, confidence=True, weights=weights, densify=DensifyConfig())
 
 
 PRESETS: dict[str, Callable[[], FitConfig]] = {"preview": preview, "balanced": balanced, "full": full}
