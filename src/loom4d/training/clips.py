@@ -12,7 +12,7 @@ from torch import Tensor
 
 from loom4d.denoisers.small import ClipCondition, Crossing
 
-VIDEO_SHARE = 0.3  # of a step's clips, over time; the rest go around the object, which is harder to learn
+VIDEO_SHARE = 0.4  # of a step's clips, over time; the rest go around the object, which is harder to learn
 
 
 @dataclass(frozen=True)

@@ -173,7 +173,7 @@ def mosaic(pictures: Float[Tensor, "row column 3 h w"], zoom: int = 2) -> Image.
 
 
 CELL_SHARE = 0.1  # of the prior's steps, on single pictures: what rows and columns have in common
-CROSSED_SHARE = 0.35  # of the clips, told a clip that crosses them
+CROSSED_SHARE = 0.5  # of the clips, told a clip that crosses them
 PURE_SHARE = 0.15  # of the clips, as good as pure noise: a sampler that leaps asks for the mean there, and once only
 
 # --- the priors -----------------------------------------------------------------------------------------------------
