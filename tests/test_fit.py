@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from loom4d.cameras import FOV_DEG, seen_region, turntable
 from loom4d.gaussians.asset import render
-from loom4d.gaussians.between import BELIEVED, filled, middles, shown_between
+from loom4d.gaussians.between import filled, middles, shown_between
 from loom4d.gaussians.fit import batch_cells, fit, initial_state, score, with_previews
 from loom4d.gaussians.fit_config import PRESETS, FitConfig, Stage, forgiving, thrifty
 from loom4d.gaussians.gaussians import sh_of
@@ -239,7 +239,7 @@ def test_what_a_leader_shows_lies_between_the_given_moments():
     given, between = [0, 2, 3, 5], [1, 4]
     assert torch.equal(more.rgba[:, given], grid.rgba) and torch.equal(more.rgba[:, between], pictures / 255)
     assert_close(weights[:, given] / trust.clamp_min(1e-9), (trust > 0) * weights[0, 0] / 2)
-    assert_close(weights[:, between], BELIEVED * weights[:, [0, 3]])
+    assert_close(weights[:, between], weights[:, [0, 3]])
     assert maps is not None and torch.equal(maps[:, between], sure[:, [0, 2]]) and abs(weights.mean() - 1) < 1e-6
 
 

@@ -12,8 +12,6 @@ from loom4d.gaussians.asset import render
 from loom4d.gaussians.motion import DynamicGaussians
 from loom4d.grid import ImageGrid
 
-BELIEVED = 1.0  # trust in a picture between given ones, over that of the given one before it
-
 
 def middles(times: Float[Tensor, " frame"]) -> tuple[Int[Tensor, " middle"], Float[Tensor, " middle"]]:
     """The frames that a later one follows, and the seconds half way to it."""
@@ -36,12 +34,12 @@ def filled(
     trust: Float[Tensor, "view frame"],
     confidence: Float[Tensor, "view frame h w"] | None,
 ) -> tuple[ImageGrid, Float[Tensor, "view more"], Float[Tensor, "view more h w"] | None]:
-    """The grid with these pictures in their places, trusted `BELIEVED` times as much as the frames before them."""
+    """The grid with these pictures in their places, trusted as much as the frames before them."""
     before, seconds = middles(grid.times)
     frames = torch.cat([torch.arange(grid.frames).to(before), before])
     times, order = torch.cat([grid.times, seconds]).sort(stable=True)
     rgba = torch.cat([grid.rgba, pictures.to(grid.rgba) / 255], 1)[:, order]
-    weights = torch.cat([trust, BELIEVED * trust[:, before.to(trust.device)]], 1)[:, order.to(trust.device)]
+    weights = torch.cat([trust, trust[:, before.to(trust.device)]], 1)[:, order.to(trust.device)]
     more = replace(grid, rgba=rgba, cameras=grid.cameras[:, frames[order]], times=times)
     chosen = None if confidence is None else confidence[:, frames[order].to(confidence.device)]
     return more, weights / weights.mean(), chosen
